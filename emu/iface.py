@@ -1,0 +1,351 @@
+"""What the rooms above see of a machine: protocols, stop reasons, errors.
+
+Rules: standard library only; no behaviour lives here. Everything that crosses from `emu` to `probes` or `gdbstub`
+is one of these names, so that both can be tested on a fake. Addresses are `vaddr` (linear, through the guest's page
+tables) or `paddr` (physical); sizes are bytes; `instructions` are retired guest instructions since power-on.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+# ------------------------------------------------------------------------------------------------------------- errors
+
+
+class MachineError(Exception):
+    """Base of every error `emu` raises on purpose; its text is one line a user can act on."""
+
+
+class MemoryFault(MachineError):
+    """No byte at `address` for that access. Raised for debugger reads and writes; never answered with zeros."""
+
+    def __init__(self, address: int, access: str = "read") -> None:
+        super().__init__(f"cannot {access} memory at {address:#x}")
+        self.address = address
+        self.access = access
+
+
+class ImageError(MachineError):
+    """A file that cannot be loaded: what is wrong, in which file, at which byte offset (None: the file as a whole)."""
+
+    def __init__(self, path: str, reason: str, offset: int | None = None) -> None:
+        where = "" if offset is None else f" at offset {offset:#x}"
+        super().__init__(f"{path}: {reason}{where}")
+        self.path = path
+        self.reason = reason
+        self.offset = offset
+
+
+class EngineMismatch(MachineError):
+    """This Unicorn does not lay out its CPU state as we expect; the text names its version."""
+
+
+# ------------------------------------------------------------------------------------------------------- stop reasons
+
+
+@dataclass(frozen=True, slots=True)
+class Breakpoint:
+    """The instruction at `pc` is about to run and a debugger's breakpoint stands on it."""
+
+    pc: int
+    hardware: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One instruction was executed for a debugger; `pc` is the next one."""
+
+    pc: int
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupted:
+    """`Machine.request_stop` was called."""
+
+    pc: int
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """The instruction budget of this run is used up."""
+
+    instructions: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConsoleMatch:
+    """The guest printed a line that the awaited pattern matches."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class GuestExit:
+    """The command that `--exec` ran in the guest's shell ended with `status`."""
+
+    status: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reset:
+    """The guest asked for a reset (keyboard controller, port 0xcf9)."""
+
+    requested: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class PowerOff:
+    """The guest switched the machine off."""
+
+
+@dataclass(frozen=True, slots=True)
+class Halted:
+    """HLT and nothing can ever wake the processor; `reason` says why."""
+
+    pc: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TripleFault:
+    """A fault while delivering a double fault; `vector` is the first one."""
+
+    pc: int
+    vector: int
+
+
+@dataclass(frozen=True, slots=True)
+class Panic:
+    """The guest kernel entered its `panic`; `message` is its format string, where it can be read."""
+
+    pc: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Defect:
+    """A defect of ours: an exception escaped a hook. `report` is the traceback to send."""
+
+    pc: int
+    report: str
+
+
+Stop: TypeAlias = (
+    Breakpoint
+    | Step
+    | Interrupted
+    | Budget
+    | ConsoleMatch
+    | GuestExit
+    | Reset
+    | PowerOff
+    | Halted
+    | TripleFault
+    | Panic
+    | Defect
+)
+
+# ---------------------------------------------------------------------------------------------------------- the parts
+
+
+class Memory(Protocol):
+    """The guest's memory as a debugger sees it: never an armed int3, always the bytes the guest wrote."""
+
+    def read(self, vaddr: int, size: int) -> bytes:
+        """`size` bytes; MemoryFault names the first address that has none."""
+        ...
+
+    def write(self, vaddr: int, data: bytes) -> None:
+        """All or nothing across pages; armed places under it keep working."""
+        ...
+
+    def translate(self, vaddr: int) -> int | None:
+        """The physical address `vaddr` maps to now, or None."""
+        ...
+
+    def read_physical(self, paddr: int, size: int) -> bytes: ...
+
+    def write_physical(self, paddr: int, data: bytes) -> None: ...
+
+
+class Registers(Protocol):
+    """Registers by GDB's names ("rax", "eflags", "fs_base", "st0", "xmm0", "cr3" ...), values as unsigned integers."""
+
+    def read(self, name: str) -> int:
+        """KeyError for a name the current architecture does not have."""
+        ...
+
+    def write(self, name: str, value: int) -> None: ...
+
+
+class Cpu(Protocol):
+    """The processor's state inside a trap handler: a view on the pulled state image, written back when it returns.
+
+    `gpr` holds 16 values in the encoding's order: ax cx dx bx sp bp si di r8..r15 (SDM vol. 2, table 2-2).
+    """
+
+    gpr: GprFile
+    pc: int
+    eflags: int
+
+    @property
+    def bits(self) -> int:
+        """16, 32 or 64: the operand default of the code segment in force."""
+        ...
+
+    @property
+    def cpl(self) -> int: ...
+
+    @property
+    def cr3(self) -> int: ...
+
+    def segment_base(self, name: str) -> int:
+        """Base of "es" "cs" "ss" "ds" "fs" "gs"."""
+        ...
+
+
+class GprFile(Protocol):
+    def __getitem__(self, index: int, /) -> int: ...
+
+    def __setitem__(self, index: int, value: int, /) -> None: ...
+
+
+class BackEnd(enum.Enum):
+    """How an address is armed. INT3 changes one byte of guest memory; HOOK changes none but slows the engine."""
+
+    INT3 = "int3"
+    HOOK = "hook"
+
+
+class Verdict(enum.Enum):
+    """What a TrapClient says of a trap."""
+
+    NOT_MINE = 0  # ask the next in the chain
+    HANDLED = 1  # the guest goes on at cpu.pc
+    DELIVER = 2  # the guest must see this trap, with the state as it is now in `cpu`
+
+
+class TrapClient(Protocol):
+    """The probe engine, as the machine calls it: in the engine's thread, with `cpu` pulled. It must not block."""
+
+    def on_break(self, cpu: Cpu, pc: int, back_end: BackEnd) -> Verdict | Stop:
+        """An armed place of ours at `pc` was reached. `cpu.pc == pc`: nothing of the instruction has happened."""
+        ...
+
+    def on_debug(self, cpu: Cpu) -> Verdict | Stop:
+        """#DB from EFLAGS.TF; `cpu.pc` is the next instruction (or in the slot window)."""
+        ...
+
+    def on_fault(self, cpu: Cpu, vector: int) -> Verdict | Stop:
+        """An exception or `int n` with pc inside the slot window, before delivery: `cpu.pc` must leave it."""
+        ...
+
+
+class Text(Protocol):
+    """Sole owner of armed places. An address may have several owners; its byte changes with the first and the last."""
+
+    def arm(self, vaddr: int, owner: object, back_end: BackEnd) -> None:
+        """MemoryFault where INT3 is asked for and `vaddr` is not mapped now. Idempotent per (vaddr, owner)."""
+        ...
+
+    def disarm(self, vaddr: int, owner: object) -> None:
+        """No error where it is not armed."""
+        ...
+
+
+class Window(Protocol):
+    """Monitor RAM mapped read-execute into the guest: where instruction slots live. No debugger or guest sees it."""
+
+    size: int
+
+    def address(self, offset: int) -> int:
+        """Guest virtual address of a byte of the window, mapping it into the current address space where it must be."""
+        ...
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Put code into the window; translated code there is dropped."""
+        ...
+
+    def contains(self, vaddr: int) -> bool: ...
+
+
+class Clock(Protocol):
+    @property
+    def instructions(self) -> int:
+        """Guest instructions retired since power-on, exact inside hooks too."""
+        ...
+
+    @property
+    def now_ns(self) -> int:
+        """Virtual nanoseconds since power-on: retired instructions plus time skipped in HLT."""
+        ...
+
+
+class Symbol(Protocol):
+    name: str
+    address: int
+    size: int
+
+
+class SymbolTable(Protocol):
+    def lookup(self, name: str) -> Sequence[Symbol]:
+        """Every symbol of that name, empty if none."""
+        ...
+
+    def find(self, vaddr: int) -> tuple[Symbol, int] | None:
+        """The symbol that covers `vaddr` and the offset into it."""
+        ...
+
+    def glob(self, pattern: str) -> Sequence[Symbol]: ...
+
+    def suggest(self, name: str) -> Sequence[str]:
+        """Names a person may have meant, best first."""
+        ...
+
+
+class Machine(Protocol):
+    """A processor with memory, devices and time. All but `request_stop` belongs to the one thread that runs it."""
+
+    memory: Memory
+    registers: Registers
+    text: Text
+    clock: Clock
+    window: Window
+    symbols: SymbolTable
+    trap_client: TrapClient | None
+
+    @property
+    def bits(self) -> int:
+        """16, 32 or 64, as the processor is now."""
+        ...
+
+    @property
+    def cpu(self) -> Cpu:
+        """The state between runs; changes are written back at the next run."""
+        ...
+
+    def run(self, budget: int | None = None) -> Stop:
+        """Run until something stops it; at most `budget` instructions."""
+        ...
+
+    def step(self) -> Stop:
+        """One instruction, whatever stands on it; interrupts that are due are taken and finished first."""
+        ...
+
+    def request_stop(self) -> None:
+        """From any thread: the run in progress, or the next one, ends with Interrupted."""
+        ...
+
+    def insert_breakpoint(self, vaddr: int, hardware: bool = False) -> None:
+        """Idempotent; an address that is not mapped yet waits until it is."""
+        ...
+
+    def remove_breakpoint(self, vaddr: int, hardware: bool = False) -> None: ...
+
+    def uncount(self, instructions: int) -> None:
+        """Inside a trap handler: take instructions of ours (an int3, a jump back) off the clock."""
+        ...
+
