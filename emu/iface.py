@@ -8,7 +8,7 @@ tables) or `paddr` (physical); sizes are bytes; `instructions` are retired guest
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -180,6 +180,14 @@ class Registers(Protocol):
 
     def write(self, name: str, value: int) -> None: ...
 
+    def read_many(self, names: Sequence[str]) -> list[int]:
+        """The values of `names` in their order, from one look at the processor: what a `g` packet is made of."""
+        ...
+
+    def write_many(self, values: Mapping[str, int]) -> None:
+        """All of them in one go; KeyError before any is written."""
+        ...
+
 
 class Cpu(Protocol):
     """The processor's state inside a trap handler: a view on the pulled state image, written back when it returns.
@@ -285,9 +293,18 @@ class Clock(Protocol):
 
 
 class Symbol(Protocol):
-    name: str
-    address: int
-    size: int
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def address(self) -> int:
+        """Virtual address."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Bytes, 0 where nothing says."""
+        ...
 
 
 class SymbolTable(Protocol):
@@ -348,4 +365,3 @@ class Machine(Protocol):
     def uncount(self, instructions: int) -> None:
         """Inside a trap handler: take instructions of ours (an int3, a jump back) off the clock."""
         ...
-
