@@ -1,0 +1,126 @@
+"""The contract between the generic probe core and a processor, as kernel/kprobes.c has it with arch/*/kprobes.
+
+Rules: types only; a processor lives in a module of its own beside this one, and `probes.core` imports none of them.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from emu.iface import BackEnd, Cpu
+from emu.insn import Insn
+
+
+class Begin(enum.Enum):
+    """What `begin_step` set in motion."""
+
+    EXECUTED = 0  # emulated: cpu.pc is the next instruction
+    RUNNING = 1  # the guest executes it with nobody watching: no #DB comes
+    STEPPING = 2  # `finish_step` is due at the next #DB
+    TRAP = 3  # the guest must see the trap the probed instruction is (its own int3)
+
+
+class Finish(enum.Enum):
+    """What a #DB meant to the step in progress."""
+
+    AGAIN = 0  # one iteration of a repeated string instruction; the step goes on
+    DONE = 1  # stepped; the guest goes on at cpu.pc
+    DONE_TRAP = 2  # stepped, and the guest was single-stepping itself: it is owed this #DB
+
+
+@dataclass(frozen=True, slots=True)
+class Convention:
+    """One word size as data: what registers are called, how arguments travel.
+
+    Register numbers are those of `Cpu.gpr`. `argument_registers` hold `$arg1` on; the rest lie on the stack above the
+    return address. `registers` maps pt_regs' names to numbers; `word` is in bytes.
+    """
+
+    bits: int
+    word: int
+    registers: Mapping[str, int]
+    segments: tuple[str, ...]
+    argument_registers: tuple[int, ...]
+    return_register: int
+    stack_pointer: int
+
+    @property
+    def mask(self) -> int:
+        return (1 << self.bits) - 1
+
+
+class Prepared(Protocol):
+    """What a processor keeps for one probed address."""
+
+    address: int
+    insn: Insn | None
+
+    @property
+    def needs_hook(self) -> str | None:
+        """Why this instruction cannot run out of line and is armed by a PC hook; None where it can."""
+        ...
+
+    @property
+    def linux_refusal(self) -> tuple[int, str] | None:
+        """The errno and reason by which mainline Linux would refuse this instruction."""
+        ...
+
+
+class ProbeArch(Protocol):
+    """What `core` asks of a processor. One step can be in progress at a time."""
+
+    convention: Convention
+
+    def arch_init(self) -> None:
+        """Once, before the first probe."""
+        ...
+
+    def arch_prepare(self, address: int, function: int | None) -> Prepared:
+        """Decode, and check the boundary from `function`'s start where known.
+
+        ProbeError EILSEQ at no instruction boundary or undecodable bytes. An address that is not mapped yet is
+        decoded at its first hit.
+        """
+        ...
+
+    def arch_arm(self, prepared: Prepared, back_end: BackEnd) -> None:
+        """Arm; INT3 makes the out-of-line copy first.
+
+        ProbeError ENOMEM without a slot, EINVAL where the instruction cannot run out of line; MemoryFault where
+        INT3 is asked for and the page is not there.
+        """
+        ...
+
+    def arch_disarm(self, prepared: Prepared) -> None: ...
+
+    def arch_remove(self, prepared: Prepared) -> None: ...
+
+    def begin_step(self, cpu: Cpu, prepared: Prepared, back_end: BackEnd, observe: bool) -> Begin:
+        """Have the probed instruction executed once; `observe`: a post-handler waits for its end.
+
+        Some instructions can't be observed in place (see `needs_hook`); they answer RUNNING all the same.
+        """
+        ...
+
+    def finish_step(self, cpu: Cpu, prepared: Prepared) -> Finish:
+        """At #DB: make registers and stack what they'd be had the instruction run at its own address."""
+        ...
+
+    def abort_step(self, cpu: Cpu, prepared: Prepared) -> None:
+        """At a fault: put pc and flags back to where the hardware would report it."""
+        ...
+
+    def find_slot(self, vaddr: int) -> Prepared | None:
+        """The probe whose copy covers `vaddr`."""
+        ...
+
+    def is_repeat(self, cpu: Cpu, prepared: Prepared) -> bool:
+        """True where a PC hook fired for a further iteration of a string instruction already counted."""
+        ...
+
+    def skip(self, back_end: BackEnd) -> None:
+        """A handler has set pc: the probed instruction doesn't run, so it isn't counted either."""
+        ...

@@ -1,0 +1,391 @@
+"""Kprobes on x86, both word sizes: slots, arming, and the step out of line.
+
+Rules: called by `probes.core` in the engine's thread; instruction classes come from `x86_insn`, and everything that
+touches the machine goes through `emu.iface`. One step is in progress at a time: the machine takes no interrupt while
+pc is inside the slot window, and a fault ends the step.
+
+A slot is 64 bytes of the window. Its first half runs unobserved (the copy and a jump back, or what replaces a call),
+its second half is the bare copy for stepping under EFLAGS.TF. An int3 costs the clock one instruction; each way of
+executing takes off what the bare program would not have retired, so that time passes as if no probe were there.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from dataclasses import dataclass
+from typing import Final
+
+from emu.iface import BackEnd, Cpu, Machine, MachineError, MemoryFault
+from emu.insn import MAX_INSN_SIZE, Insn, InvalidInstruction, boundaries, decode
+from probes.arch import Begin, Convention, Finish, Prepared
+from probes.arch.x86_insn import (
+    PLAIN,
+    TF,
+    Boost,
+    Emulator,
+    Fix,
+    InsnClass,
+    branch_target,
+    classify,
+    is_repeated,
+    tests_zero_flag,
+)
+from probes.errors import ProbeError
+
+SLOT_SIZE: Final = 64
+_STEP_HALF: Final = 32
+_SP: Final = 4
+_CX, _SI, _DI = 1, 6, 7
+_PAGE: Final = 4096
+_MAX_REPEATS: Final = 64  # interrupted string instructions remembered, one per stack
+
+_LOW: Final = {"ax": 0, "cx": 1, "dx": 2, "bx": 3, "sp": 4, "bp": 5, "si": 6, "di": 7}
+
+# Names are those of regoffset_table in arch/x86/kernel/ptrace.c; i386 keeps its data segments in pt_regs.
+AMD64: Final = Convention(
+    bits=64,
+    word=8,
+    registers={**_LOW, **{f"r{number}": number for number in range(8, 16)}},
+    segments=("cs", "ss"),
+    argument_registers=(7, 6, 2, 1, 8, 9),
+    return_register=0,
+    stack_pointer=_SP,
+)
+I386: Final = Convention(
+    bits=32,
+    word=4,
+    registers=_LOW,
+    segments=("cs", "ss", "ds", "es", "fs", "gs"),
+    argument_registers=(0, 2, 1),  # the kernel is built with -mregparm=3
+    return_register=0,
+    stack_pointer=_SP,
+)
+
+
+def convention_for(bits: int) -> Convention:
+    """The parameter set of a machine whose processor is `bits` wide; real mode counts as i386."""
+    return AMD64 if bits == 64 else I386
+
+
+@dataclass(slots=True)
+class X86Probe:
+    """What one probed address needs at a hit, worked out beforehand.
+
+    `slot` is the slot's number and `code` the virtual address its code was made for; both None without a slot.
+    `boosted` says the first half may run unobserved and `boost_uncount` how many instructions that takes off.
+    """
+
+    address: int
+    insn: Insn | None = None
+    kind: InsnClass = PLAIN
+    emulate: Emulator | None = None
+    slot: int | None = None
+    code: int | None = None
+    boosted: bool = False
+    boost_uncount: int = 0
+
+    @property
+    def needs_hook(self) -> str | None:
+        if self.insn is None:
+            return None
+        if self.insn.bits == 16:
+            return "16-bit code cannot reach the slots"
+        return self.kind.hook
+
+    @property
+    def linux_refusal(self) -> tuple[int, str] | None:
+        return self.kind.linux
+
+
+@dataclass(slots=True)
+class _Step:
+    """The step in progress: where the stepped bytes lie and whether the guest itself had TF set."""
+
+    probe: X86Probe
+    at: int
+    guest_tf: int
+
+
+class X86Arch:
+    """ProbeArch for i386 and amd64: one class, two `Convention`s."""
+
+    def __init__(self, machine: Machine, owner: object) -> None:
+        self.convention = convention_for(machine.bits)
+        self._machine = machine
+        self._owner = owner
+        self._free: deque[int] = deque()
+        self._used: dict[int, X86Probe] = {}
+        self._step: _Step | None = None
+        self._repeats: dict[int, tuple[int, int, int, int, int]] = {}
+
+    def arch_init(self) -> None:
+        # First in, first out: a slot that is being executed when its probe goes is not reused at once.
+        self._free = deque(range(self._machine.window.size // SLOT_SIZE))
+
+    # ---------------------------------------------------------------------------------------- preparing and arming
+
+    def arch_prepare(self, address: int, function: int | None) -> X86Probe:
+        probe = X86Probe(address)
+        try:
+            self._check_boundary(address, function)
+            self._decode(probe, self.convention.bits)
+        except MemoryFault:
+            return probe
+        except InvalidInstruction as error:
+            raise ProbeError(errno.EILSEQ, str(error)) from error
+        return probe
+
+    def arch_arm(self, prepared: Prepared, back_end: BackEnd) -> None:
+        probe = _ours(prepared)
+        if back_end is BackEnd.INT3:
+            self._make_slot(probe)
+        self._machine.text.arm(probe.address, self._owner, back_end)
+
+    def arch_disarm(self, prepared: Prepared) -> None:
+        self._machine.text.disarm(prepared.address, self._owner)
+
+    def arch_remove(self, prepared: Prepared) -> None:
+        # The copy stays findable until its slot is taken again: a handler may remove the very probe that was hit.
+        slot = _ours(prepared).slot
+        if slot is not None:
+            self._free.append(slot)
+
+    def find_slot(self, vaddr: int) -> X86Probe | None:
+        return self._used.get((vaddr - self._machine.window.address(0)) // SLOT_SIZE)
+
+    # ------------------------------------------------------------------------------------------------- at a hit
+
+    def begin_step(self, cpu: Cpu, prepared: Prepared, back_end: BackEnd, observe: bool) -> Begin:
+        probe = _ours(prepared)
+        if back_end is BackEnd.HOOK:
+            return self._begin_in_place(cpu, probe, observe)
+        guest_tf = cpu.eflags & TF
+        if probe.emulate is not None and (not guest_tf or probe.kind.is_breakpoint):
+            probe.emulate(cpu)
+            return Begin.TRAP if probe.kind.is_breakpoint else Begin.EXECUTED
+        code = self._code(probe)
+        if probe.boosted and not observe and not guest_tf:
+            self._machine.uncount(probe.boost_uncount)
+            cpu.pc = code
+            return Begin.RUNNING
+        self._machine.uncount(1)
+        return self._trap_after(cpu, probe, code + _STEP_HALF)
+
+    def finish_step(self, cpu: Cpu, prepared: Prepared) -> Finish:
+        step, probe = self._taken_step(), _ours(prepared)
+        insn = probe.insn
+        assert insn is not None  # nothing is stepped undecoded
+        if cpu.pc == step.at and is_repeated(insn):
+            self._step = step
+            return Finish.AGAIN
+        fix, delta, mask = probe.kind.fix, probe.address - step.at, self.convention.mask
+        if fix not in (Fix.ABSOLUTE, Fix.CALL_ABSOLUTE):
+            cpu.pc = (cpu.pc + delta) & mask
+        if fix in (Fix.CALL_RELATIVE, Fix.CALL_ABSOLUTE) and delta:
+            self._machine.memory.write(self._stack_top(cpu), insn.end.to_bytes(self.convention.word, "little"))
+        elif fix is Fix.PUSH_FLAGS:
+            self._restore_pushed_tf(cpu, step.guest_tf)
+        if fix is not Fix.POP_FLAGS:
+            cpu.eflags = (cpu.eflags & ~TF) | step.guest_tf
+        return Finish.DONE_TRAP if step.guest_tf else Finish.DONE
+
+    def abort_step(self, cpu: Cpu, prepared: Prepared) -> None:
+        probe = _ours(prepared)
+        if self._step is not None:
+            step = self._taken_step()
+            cpu.pc = (cpu.pc + probe.address - step.at) & self.convention.mask
+            cpu.eflags = (cpu.eflags & ~TF) | step.guest_tf
+            return
+        # A fault retires nothing more than the attempt itself, so what was taken off for the jump back is owed.
+        self._machine.uncount(1 - probe.boost_uncount)
+        cpu.pc = (cpu.pc + probe.address - self._code(probe)) & self.convention.mask
+
+    def skip(self, back_end: BackEnd) -> None:
+        if back_end is BackEnd.INT3:
+            self._machine.uncount(1)
+
+    def is_repeat(self, cpu: Cpu, prepared: Prepared) -> bool:
+        """A PC hook fires before each iteration of a rep; the first is the hit.
+
+        A further one follows its predecessor within one instruction, or, where an interrupt came between, finds
+        the count, the pointers and the stack as the predecessor must have left them.
+        """
+        probe = _ours(prepared)
+        insn = probe.insn
+        if insn is None or not is_repeated(insn):
+            return False
+        mask = (1 << insn.address_bits) - 1
+        now = self._machine.clock.instructions
+        count, sp = cpu.gpr[_CX] & mask, cpu.gpr[_SP]
+        before = self._repeats.pop(sp, None)
+        if count > 1:
+            if len(self._repeats) >= _MAX_REPEATS:
+                self._repeats.clear()
+            self._repeats[sp] = (probe.address, count - 1, cpu.gpr[_SI], cpu.gpr[_DI], now)
+        if before is None or before[:2] != (probe.address, count):
+            return False
+        if now - before[4] <= 1:
+            return True
+        moved = before[2:4] != (cpu.gpr[_SI], cpu.gpr[_DI])
+        return moved and not tests_zero_flag(insn)
+
+    # ------------------------------------------------------------------------------------------------ internals
+
+    def _begin_in_place(self, cpu: Cpu, probe: X86Probe, observe: bool) -> Begin:
+        if not observe:
+            return Begin.RUNNING
+        if probe.insn is None:
+            try:
+                self._decode(probe, cpu.bits)
+            except (MemoryFault, InvalidInstruction):
+                return Begin.RUNNING  # the guest is about to take the fault itself
+        if probe.kind.hook is not None or probe.kind.is_breakpoint:
+            return Begin.RUNNING
+        return self._trap_after(cpu, probe, probe.address)
+
+    def _trap_after(self, cpu: Cpu, probe: X86Probe, at: int) -> Begin:
+        self._step = _Step(probe, at, cpu.eflags & TF)
+        cpu.eflags |= TF
+        cpu.pc = at
+        return Begin.STEPPING
+
+    def _taken_step(self) -> _Step:
+        step, self._step = self._step, None
+        assert step is not None  # core tracks who is stepping
+        return step
+
+    def _decode(self, probe: X86Probe, bits: int) -> None:
+        data = self._read_code(probe.address)
+        insn = decode(data, probe.address, bits)
+        kind = classify(insn)
+        probe.insn, probe.kind = insn, kind
+        probe.emulate = None if kind.emulate is None else kind.emulate(insn)
+
+    def _read_code(self, address: int) -> bytes:
+        """Up to 15 bytes, fewer where the next page is missing, as the processor fetches them."""
+        memory = self._machine.memory
+        here = min(MAX_INSN_SIZE, _PAGE - address % _PAGE)
+        data = memory.read(address, here)
+        if here == MAX_INSN_SIZE:
+            return data
+        try:
+            return data + memory.read(address + here, MAX_INSN_SIZE - here)
+        except MemoryFault:
+            return data
+
+    def _check_boundary(self, address: int, function: int | None) -> None:
+        """The kernel's can_probe: decode from the function's start; ProbeError EILSEQ inside an instruction."""
+        if function is None or function == address:
+            return
+        text = self._machine.memory.read(function, address - function)
+        starts = boundaries(
+            lambda vaddr, size: text[vaddr - function :][:size], function, address, self.convention.bits
+        )
+        at = max(starts)
+        if at + decode(self._read_code(at), at, self.convention.bits).size != address:
+            raise ProbeError(errno.EILSEQ, "Probe point is not an instruction boundary", token="BAD_INSN_BNDRY")
+
+    def _make_slot(self, probe: X86Probe) -> None:
+        if probe.slot is not None:
+            return
+        if probe.insn is None:
+            try:
+                self._decode(probe, self.convention.bits)
+            except InvalidInstruction as error:
+                raise ProbeError(errno.EILSEQ, str(error)) from error
+        if (reason := probe.needs_hook) is not None:
+            raise ProbeError(errno.EINVAL, f"cannot run out of line: {reason}")
+        if not self._free:
+            raise ProbeError(errno.ENOMEM, "no instruction slot is free")
+        slot = self._free.popleft()
+        try:
+            self._write_slot(probe, slot)
+        except MachineError as error:
+            self._free.append(slot)
+            raise ProbeError(errno.ENOMEM, str(error)) from error
+        except ProbeError:
+            self._free.append(slot)
+            raise
+        probe.slot = slot
+        self._used[slot] = probe
+
+    def _code(self, probe: X86Probe) -> int:
+        """Where the slot lies in the address space in force; its code is made anew if the window has moved."""
+        assert probe.slot is not None  # armed by int3
+        address = self._machine.window.address(probe.slot * SLOT_SIZE)
+        if address != probe.code:
+            self._write_slot(probe, probe.slot)
+        return address
+
+    def _write_slot(self, probe: X86Probe, slot: int) -> None:
+        window = self._machine.window
+        address = window.address(slot * SLOT_SIZE)
+        assert probe.insn is not None
+        copy = _relocated(probe.insn, address + _STEP_HALF)
+        boosted, probe.boost_uncount = _boosted(probe.insn, probe.kind, address)
+        probe.boosted = boosted is not None
+        window.write(slot * SLOT_SIZE, (boosted or b"").ljust(_STEP_HALF, b"\xcc") + copy)
+        probe.code = address
+
+    def _stack_top(self, cpu: Cpu) -> int:
+        return (cpu.segment_base("ss") + cpu.gpr[_SP]) & self.convention.mask
+
+    def _restore_pushed_tf(self, cpu: Cpu, guest_tf: int) -> None:
+        """Bit 8 of a pushed flags image is bit 0 of its second byte, whatever the operand size."""
+        at, memory = self._stack_top(cpu) + 1, self._machine.memory
+        memory.write(at, bytes([memory.read(at, 1)[0] & ~1 | guest_tf >> 8]))
+
+
+def _ours(prepared: Prepared) -> X86Probe:
+    """`core` hands back what `arch_prepare` gave it."""
+    assert isinstance(prepared, X86Probe)
+    return prepared
+
+
+def _fits_s32(value: int) -> bool:
+    return -(1 << 31) <= value < 1 << 31
+
+
+def _signed(value: int, bits: int) -> int:
+    return value - (1 << bits) if value >> (bits - 1) else value
+
+
+def _relocated(insn: Insn, address: int) -> bytes:
+    """The instruction's bytes for another address; ProbeError EINVAL where its operand would be out of reach."""
+    if not insn.rip_relative:
+        return insn.data
+    displacement = insn.displacement + insn.address - address
+    if not _fits_s32(displacement) or insn.address_bits != 64:
+        raise ProbeError(errno.EINVAL, "the RIP-relative operand cannot be reached from a slot")
+    field = slice(insn.disp_offset, insn.disp_offset + 4)
+    data = bytearray(insn.data)
+    data[field] = displacement.to_bytes(4, "little", signed=True)
+    return bytes(data)
+
+
+def _jump(at: int, target: int, bits: int) -> bytes:
+    """jmp rel32, or on amd64 jmp [rip+0] with the address behind it, which touches no register."""
+    distance = _signed((target - at - 5) & ((1 << bits) - 1), bits)
+    if _fits_s32(distance):
+        return b"\xe9" + distance.to_bytes(4, "little", signed=True)
+    return b"\xff\x25\0\0\0\0" + target.to_bytes(8, "little")
+
+
+def _boosted(insn: Insn, kind: InsnClass, address: int) -> tuple[bytes | None, int]:
+    """Code that has the effect of `insn` and leaves the slot, and how many instructions to take off for it."""
+    if kind.boost is Boost.NEVER:
+        return None, 0
+    if kind.boost in (Boost.CALL_RELATIVE, Boost.CALL_REGISTER):
+        returns_to = _signed(insn.end, insn.bits)
+        if not _fits_s32(returns_to):
+            return None, 0
+        push = b"\x68" + returns_to.to_bytes(4, "little", signed=True)
+        if kind.boost is Boost.CALL_RELATIVE:
+            return push + _jump(address + len(push), branch_target(insn), insn.bits), 2
+        register = insn.register_operand or 0
+        return push + (b"\x41" if register >= 8 else b"") + bytes([0xFF, 0xE0 | register & 7]), 2
+    copy = _relocated(insn, address)
+    if kind.boost is Boost.LEAVES:
+        return copy, 1
+    return copy + _jump(address + len(copy), insn.end, insn.bits), 2

@@ -1,0 +1,404 @@
+"""Kprobes: the table of probed addresses, handlers and their order, and what happens between a trap and the next
+instruction, as kernel/kprobes.c has it.
+
+Rules: runs in the engine's thread; knows a processor only as `ProbeArch`, a machine only as `emu.iface`. Return probes,
+jprobes and trace events are clients that bring handlers; they are not known here.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Final, Literal, TypeAlias
+
+from emu.iface import BackEnd, Cpu, Machine, MemoryFault, Stop, Symbol, Verdict
+from probes.arch import Begin, Finish, Prepared, ProbeArch
+from probes.errors import ProbeError, errno_name
+from probes.regs import Regs
+
+PreHandler: TypeAlias = Callable[["Kprobe", Regs], object]
+PostHandler: TypeAlias = Callable[["Kprobe", Regs], object]
+FaultHandler: TypeAlias = Callable[["Kprobe", Regs, int], object]
+Arm: TypeAlias = Literal["auto", "int3", "hook"]
+
+MAX_HOOKS: Final = 200  # each PC hook slows translation and every hit of the others; measured, see the engine's notes
+COMFORTABLE_HOOKS: Final = 8
+
+
+class Kprobe:
+    """One probe: where, and what is called there.
+
+    Give `symbol` (and `offset`) or `addr`. `pre_handler(p, regs)` runs before the instruction; true means it has set
+    the registers and the instruction is skipped. `post_handler(p, regs)` runs after it.
+    `fault_handler(p, regs, vector)` runs when the instruction faults; true means the guest need not know. `arm` picks
+    the back end.
+
+    After registration `address` is the probed address, `hits` and `nmissed` count, `notes` say what Linux would have
+    done otherwise.
+    """
+
+    def __init__(
+        self,
+        *,
+        symbol: str | None = None,
+        offset: int = 0,
+        addr: int | None = None,
+        pre_handler: PreHandler | None = None,
+        post_handler: PostHandler | None = None,
+        fault_handler: FaultHandler | None = None,
+        disabled: bool = False,
+        arm: Arm = "auto",
+    ) -> None:
+        self.symbol = symbol
+        self.offset = offset
+        self.addr = addr
+        self.pre_handler = pre_handler
+        self.post_handler = post_handler
+        self.fault_handler = fault_handler
+        self.disabled = disabled
+        self.arm: Arm = arm
+        self.address: int | None = None
+        self.hits = 0
+        self.nmissed = 0
+        self.notes: tuple[str, ...] = ()
+
+    @property
+    def registered(self) -> bool:
+        return self.address is not None
+
+    def __repr__(self) -> str:
+        where = (
+            f"{self.addr:#x}" if self.symbol is None and self.addr is not None else f"{self.symbol}+{self.offset:#x}"
+        )
+        return f"<Kprobe {where} hits={self.hits} nmissed={self.nmissed}>"
+
+
+class Status(enum.Enum):
+    """Where a hit stands, by the kernel's names (kprobe_status)."""
+
+    HIT_ACTIVE = 1  # pre-handlers run
+    HIT_SS = 2  # the instruction runs
+    REENTER = 4  # the instruction runs for a probe met inside a handler
+    HIT_SSDONE = 8  # post-handlers run
+
+
+@dataclass(slots=True, eq=False)
+class _Place:
+    """A probed address and its probes, newest first, as the kernel's aggregate."""
+
+    address: int
+    prepared: Prepared
+    probes: list[Kprobe] = field(default_factory=list)
+    armed: BackEnd | None = None
+    active: tuple[Kprobe, ...] = ()  # those enabled
+    observed: bool = False  # one of them has a post-handler
+
+    def refresh(self) -> None:
+        self.active = tuple(probe for probe in self.probes if not probe.disabled)
+        self.observed = any(probe.post_handler is not None for probe in self.active)
+
+
+@dataclass(slots=True)
+class _Hit:
+    place: _Place
+    status: Status
+    stepping: bool = False
+
+
+class Kprobes:
+    """All kprobes of a machine, and its TrapClient.
+
+    `settled`: the guest has finished patching its own code, so that an int3 is safe in it; until then `arm="auto"`
+    means PC hooks, which move to int3 when it becomes true.
+    """
+
+    def __init__(self, machine: Machine, arch: ProbeArch, arm: Arm = "auto", settled: bool = True) -> None:
+        self._machine = machine
+        self._arch = arch
+        self._arm: Arm = arm
+        self._settled = settled
+        self._places: dict[int, _Place] = {}
+        self._hits: list[_Hit] = []
+        self._hooks = 0
+        arch.arch_init()
+
+    # ------------------------------------------------------------------------------------------------ registration
+
+    def register(self, probe: Kprobe) -> None:
+        """Check in the kernel's order, then arm; on error nothing has changed. ProbeError with the kernel's errno."""
+        address, function = self._locate(probe)
+        if probe.registered:
+            raise ProbeError(errno.EINVAL, "this probe is registered already")
+        place = self._places.get(address) or _Place(address, self._arch.arch_prepare(address, function))
+        place.probes.insert(0, probe)
+        try:
+            self._update(place)
+        except ProbeError:
+            place.probes.remove(probe)
+            place.refresh()
+            if not place.probes:
+                self._arch.arch_remove(place.prepared)
+            raise
+        self._places[address] = place
+        probe.address = address
+        probe.hits = probe.nmissed = 0
+        probe.notes = self._notes(place)
+
+    def unregister(self, probe: Kprobe) -> None:
+        """Take a probe away; the last one at an address restores its byte. Allowed inside a handler."""
+        place = self._place_of(probe)
+        place.probes.remove(probe)
+        probe.address = None
+        self._update(place)
+        if not place.probes:
+            del self._places[place.address]
+            self._arch.arch_remove(place.prepared)
+
+    def register_many(self, probes: Iterable[Kprobe]) -> None:
+        """All or nothing, as register_kprobes(); EINVAL for none at all."""
+        wanted = list(probes)
+        if not wanted:
+            raise ProbeError(errno.EINVAL, "no probes to register")
+        done: list[Kprobe] = []
+        try:
+            for probe in wanted:
+                self.register(probe)
+                done.append(probe)
+        except ProbeError:
+            for probe in reversed(done):
+                self.unregister(probe)
+            raise
+
+    def enable(self, probe: Kprobe) -> None:
+        self._switch(probe, disabled=False)
+
+    def disable(self, probe: Kprobe) -> None:
+        self._switch(probe, disabled=True)
+
+    @property
+    def settled(self) -> bool:
+        return self._settled
+
+    @settled.setter
+    def settled(self, value: bool) -> None:
+        self._settled = value
+        for place in self._places.values():
+            if place.armed is BackEnd.HOOK:
+                self._update(place)
+
+    def back_end(self, probe: Kprobe) -> BackEnd | None:
+        """How the probe's address is armed now; None while it is not."""
+        return self._place_of(probe).armed
+
+    # ----------------------------------------------------------------------------------------------- the TrapClient
+
+    def on_break(self, cpu: Cpu, pc: int, back_end: BackEnd) -> Verdict | Stop:
+        place = self._places.get(pc)
+        if place is None:
+            return Verdict.NOT_MINE
+        if back_end is BackEnd.HOOK:
+            if self._arch.is_repeat(cpu, place.prepared):
+                return Verdict.HANDLED
+        elif cpu.cpl == 3:
+            # Slots belong to the kernel. A hook needs none: it fires next, at this same instruction.
+            self._rearm(place, BackEnd.HOOK)
+            self._arch.skip(back_end)
+            return Verdict.HANDLED
+        if self._hits:
+            return self._reenter(cpu, place, back_end)
+        hit = _Hit(place, Status.HIT_ACTIVE)
+        self._hits.append(hit)
+        try:
+            if self._run_pre(cpu, place):
+                self._arch.skip(back_end)
+                self._hits.pop()
+                return Verdict.HANDLED
+            hit.status = Status.HIT_SS
+            return self._execute(cpu, hit, back_end, place.observed)
+        except BaseException:
+            self._hits.clear()
+            raise
+
+    def on_debug(self, cpu: Cpu) -> Verdict | Stop:
+        if not self._hits or not self._hits[-1].stepping:
+            return Verdict.NOT_MINE
+        hit = self._hits[-1]
+        finish = self._arch.finish_step(cpu, hit.place.prepared)
+        if finish is Finish.AGAIN:
+            return Verdict.HANDLED
+        hit.stepping = False
+        self._complete(cpu, hit)
+        return Verdict.DELIVER if finish is Finish.DONE_TRAP else Verdict.HANDLED
+
+    def on_fault(self, cpu: Cpu, vector: int) -> Verdict | Stop:
+        hit = self._hits[-1] if self._hits and self._hits[-1].stepping else None
+        prepared = hit.place.prepared if hit is not None else self._arch.find_slot(cpu.pc)
+        if prepared is None:
+            return Verdict.NOT_MINE
+        self._arch.abort_step(cpu, prepared)
+        place = self._places.get(prepared.address)
+        if cpu.pc != prepared.address:
+            # A trap (int n, into): it is over, and its handler is where the guest goes next.
+            if hit is not None:
+                hit.stepping = False
+                self._complete(cpu, hit)
+            return Verdict.DELIVER
+        try:
+            handled = place is not None and self._run_fault(cpu, place, vector)
+        finally:
+            if hit is not None:
+                self._hits.pop()
+        return Verdict.HANDLED if handled else Verdict.DELIVER
+
+    # --------------------------------------------------------------------------------------------------- one hit
+
+    def _reenter(self, cpu: Cpu, place: _Place, back_end: BackEnd) -> Verdict:
+        """A probe met while another's handlers run: executed without its handlers and counted."""
+        for probe in place.active:
+            probe.nmissed += 1
+        hit = _Hit(place, Status.REENTER)
+        self._hits.append(hit)
+        return self._execute(cpu, hit, back_end, observe=False)
+
+    def _execute(self, cpu: Cpu, hit: _Hit, back_end: BackEnd, observe: bool) -> Verdict:
+        begin = self._arch.begin_step(cpu, hit.place.prepared, back_end, observe)
+        if begin is Begin.STEPPING:
+            hit.stepping = True
+            return Verdict.HANDLED
+        if begin is Begin.RUNNING:
+            self._hits.pop()
+        else:
+            self._complete(cpu, hit)
+        return Verdict.DELIVER if begin is Begin.TRAP else Verdict.HANDLED
+
+    def _complete(self, cpu: Cpu, hit: _Hit) -> None:
+        """The instruction is over: post-handlers, unless this was a probe inside a probe."""
+        try:
+            if hit.status is not Status.REENTER and hit.place.observed:
+                hit.status = Status.HIT_SSDONE
+                self._run_post(cpu, hit.place)
+        finally:
+            self._hits.pop()
+
+    def _run_pre(self, cpu: Cpu, place: _Place) -> bool:
+        """Pre-handlers, newest first; true where one has set the registers, and then the rest are missed."""
+        probes = place.active
+        regs = Regs(self._machine, self._arch.convention, cpu, place.address + 1)
+        for index, probe in enumerate(probes):
+            if not probe.registered:
+                continue  # a handler before it has unregistered it
+            probe.hits += 1
+            if probe.pre_handler is not None and probe.pre_handler(probe, regs):
+                cpu.pc = regs.ip & self._arch.convention.mask
+                for missed in probes[index + 1 :]:
+                    missed.nmissed += 1
+                return True
+        return False
+
+    def _run_post(self, cpu: Cpu, place: _Place) -> None:
+        regs = Regs(self._machine, self._arch.convention, cpu, cpu.pc)
+        for probe in place.active:
+            if probe.post_handler is not None:
+                probe.post_handler(probe, regs)
+        cpu.pc = regs.ip & self._arch.convention.mask
+
+    def _run_fault(self, cpu: Cpu, place: _Place, vector: int) -> bool:
+        regs = Regs(self._machine, self._arch.convention, cpu, cpu.pc)
+        for probe in place.active:
+            if probe.fault_handler is not None and probe.fault_handler(probe, regs, vector):
+                cpu.pc = regs.ip & self._arch.convention.mask
+                return True
+        return False
+
+    # ---------------------------------------------------------------------------------------------------- internals
+
+    def _locate(self, probe: Kprobe) -> tuple[int, int | None]:
+        """The address to probe and its function's start (None where no symbol covers it)."""
+        if (probe.addr is None) == (probe.symbol is None):
+            raise ProbeError(errno.EINVAL, "a probe takes a symbol or an address, and only one of them")
+        symbols = self._machine.symbols
+        if probe.symbol is None:
+            address = (probe.addr or 0) + probe.offset
+        else:
+            address = self._lookup(probe.symbol).address + probe.offset
+        found = symbols.find(address)
+        if found is None and probe.symbol is not None:
+            raise ProbeError(errno.ENOENT, f"{probe.symbol}+{probe.offset:#x} lies outside every symbol")
+        return address & self._arch.convention.mask, None if found is None else found[0].address
+
+    def _lookup(self, name: str) -> Symbol:
+        found = self._machine.symbols.lookup(name)
+        if found:
+            return found[0]
+        near = ", ".join(list(self._machine.symbols.suggest(name))[:3])
+        hint = f"; did you mean {near}?" if near else ""
+        raise ProbeError(errno.ENOENT, f"no symbol {name}{hint}")
+
+    def _place_of(self, probe: Kprobe) -> _Place:
+        if probe.address is None or probe not in self._places[probe.address].probes:
+            raise ProbeError(errno.EINVAL, "this probe is not registered")
+        return self._places[probe.address]
+
+    def _switch(self, probe: Kprobe, disabled: bool) -> None:
+        place = self._place_of(probe)
+        before, probe.disabled = probe.disabled, disabled
+        try:
+            self._update(place)
+        except ProbeError:
+            probe.disabled = before
+            place.refresh()
+            raise
+
+    def _update(self, place: _Place) -> None:
+        """Arm, move or disarm an address as its probes now ask."""
+        place.refresh()
+        if not place.active:
+            self._rearm(place, None)
+            return
+        wanted, may_fall_back = self._choose(place)
+        try:
+            self._rearm(place, wanted)
+        except ProbeError:
+            if not may_fall_back:
+                raise
+            self._rearm(place, BackEnd.HOOK)
+
+    def _choose(self, place: _Place) -> tuple[BackEnd, bool]:
+        """The back end for an address, and whether a hook will do where it fails."""
+        asked = {self._arm if probe.arm == "auto" else probe.arm for probe in place.active}
+        if "hook" in asked:
+            return BackEnd.HOOK, False
+        if "int3" in asked:
+            return BackEnd.INT3, False
+        unsafe = place.prepared.needs_hook is not None or not self._settled
+        if unsafe or self._machine.memory.translate(place.address) is None:
+            return BackEnd.HOOK, False
+        return BackEnd.INT3, place.armed is not BackEnd.INT3
+
+    def _rearm(self, place: _Place, back_end: BackEnd | None) -> None:
+        if place.armed is back_end:
+            return
+        if back_end is BackEnd.HOOK and self._hooks >= MAX_HOOKS:
+            raise ProbeError(errno.ENOSPC, f"{MAX_HOOKS} PC hooks are in use; the engine would crawl with more")
+        before, place.armed = place.armed, None
+        if before is not None:
+            self._arch.arch_disarm(place.prepared)
+            self._hooks -= before is BackEnd.HOOK
+        if back_end is None:
+            return
+        try:
+            self._arch.arch_arm(place.prepared, back_end)
+        except MemoryFault as error:
+            raise ProbeError(errno.EFAULT, f"{place.address:#x} is not mapped: use a PC hook") from error
+        place.armed = back_end
+        self._hooks += back_end is BackEnd.HOOK
+
+    def _notes(self, place: _Place) -> tuple[str, ...]:
+        notes = []
+        if (refusal := place.prepared.linux_refusal) is not None:
+            notes.append(f"Linux would refuse: {errno_name(refusal[0])}, {refusal[1]}")
+        if place.armed is BackEnd.HOOK and self._hooks > COMFORTABLE_HOOKS:
+            notes.append(f"{self._hooks} probes are armed by PC hook; each slows the whole engine")
+        return tuple(notes)

@@ -1,0 +1,71 @@
+"""The one exception of the probe engine: the kernel's errno, its reason, and where in a definition it lies.
+
+Rules: standard library only. Every refusal in `probes` is a `ProbeError`; the rooms above turn it into a monitor reply
+or an exit status and never look at its type again.
+"""
+
+from __future__ import annotations
+
+import errno as errno_module
+from collections.abc import Mapping
+from typing import Final
+
+ENOTSUPP: Final = 524  # include/linux/errno.h: kernel-internal, but uprobes leak it to user space
+_EXTRA_NAMES: Final[Mapping[int, str]] = {ENOTSUPP: "ENOTSUPP"}
+
+
+def errno_name(number: int) -> str:
+    """ "EINVAL" for 22; "E<number>" for one nobody has named."""
+    return _EXTRA_NAMES.get(number) or errno_module.errorcode.get(number) or f"E{number}"
+
+
+class ProbeError(Exception):
+    """A probe, or a definition of one, that is refused.
+
+    `errno` is positive. `definition` is the line as the kernel's error log prints it (words joined by one space) and
+    `column` the 0-based place of the caret under it; both are None where no line is at fault. `token` is the kernel's
+    TP_ERR_ name where the text is the kernel's own (kernel/trace/trace_probe.h).
+    """
+
+    def __init__(
+        self,
+        errno: int,
+        reason: str,
+        *,
+        definition: str | None = None,
+        column: int | None = None,
+        token: str | None = None,
+    ) -> None:
+        super().__init__(reason)
+        self.errno = errno
+        self.reason = reason
+        self.definition = definition
+        self.column = column
+        self.token = token
+
+    @property
+    def name(self) -> str:
+        """The errno's name, "EINVAL"."""
+        return errno_name(self.errno)
+
+    def at(self, definition: str, column: int) -> ProbeError:
+        """The same refusal, pointing into a definition."""
+        return ProbeError(self.errno, self.reason, definition=definition, column=column, token=self.token)
+
+    def lines(self) -> list[str]:
+        """What a person is shown: the reason with its errno, then the line and a caret where there is one."""
+        shown = [f"{self.reason} ({self.name})"]
+        if self.definition is not None:
+            shown.append(f"  {self.definition}")
+            if self.column is not None:
+                shown.append(f"  {' ' * self.column}^")
+        return shown
+
+    def error_log(self, seconds: float) -> str:
+        """The entry tracefs' error_log would hold, stamped with `seconds` since power-on ([S] trace.c, 6.12)."""
+        caret = " " * (self.column or 0)
+        return (
+            f"[{int(seconds):5d}.{int(seconds * 1_000_000) % 1_000_000:06d}] trace_kprobe: error: {self.reason}\n"
+            f"  Command: {self.definition or ''}\n"
+            f"           {caret}^\n"
+        )
