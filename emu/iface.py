@@ -195,9 +195,11 @@ class Cpu(Protocol):
     `gpr` holds 16 values in the encoding's order: ax cx dx bx sp bp si di r8..r15 (SDM vol. 2, table 2-2).
     """
 
-    gpr: GprFile
     pc: int
     eflags: int
+
+    @property
+    def gpr(self) -> GprFile: ...
 
     @property
     def bits(self) -> int:

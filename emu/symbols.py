@@ -1,0 +1,236 @@
+"""Names for addresses: the table that every room asks, and the symbols a stripped kernel carries in its kallsyms.
+
+Rules: standard library, `emu.iface` and `emu.images.cache`; vmlinux-to-elf is imported here and nowhere else. Any
+thread; a SymbolTable does not change once built.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import hashlib
+import logging
+import re
+import struct
+import sys
+import zlib
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from operator import itemgetter
+from pathlib import Path
+from typing import NamedTuple
+
+from emu.iface import ImageError
+from emu.images.cache import Progress, cache_root, quiet, write_atomic
+
+ABSOLUTE = "Aa"
+"""Kinds whose value is a number or a per-cpu offset, not a place: they are found by name only."""
+
+
+class Symbol(NamedTuple):
+    """One name. A tuple, because a kernel has 150,000 of them and a table must be there in a fraction of a second."""
+
+    name: str
+    address: int
+    """Virtual address."""
+    size: int = 0
+    """Bytes; 0 where the file does not say (SymbolTable then extends it to the next symbol)."""
+    kind: str = "?"
+    """The letter nm and /proc/kallsyms print: T t text, D d data, B b bss, R r rodata, W w V v weak, A a absolute."""
+
+
+class SymbolTable:
+    """Symbols by name and by address; the `SymbolTable` of `emu.iface`. Iterating gives Symbols in address order."""
+
+    def __init__(self, symbols: Iterable[Symbol] = ()) -> None:
+        self._symbols = _sized(sorted(symbols, key=itemgetter(1)))
+        self._by_name: dict[str, list[int]] = {}
+        self._starts: list[int] = []  # distinct addresses, ascending
+        self._covering: list[int] = []  # for each of them: index of the symbol that speaks for it
+        for index, (name, address, _, kind) in enumerate(self._symbols):
+            self._by_name.setdefault(name, []).append(index)
+            if kind in ABSOLUTE:
+                continue
+            if not self._starts or self._starts[-1] != address:
+                self._starts.append(address)
+                self._covering.append(index)
+            elif _rank(self._symbols[index]) < _rank(self._symbols[self._covering[-1]]):
+                self._covering[-1] = index
+
+    def __len__(self) -> int:
+        return len(self._symbols)
+
+    def __iter__(self) -> Iterator[Symbol]:
+        return iter(self._symbols)
+
+    def lookup(self, name: str) -> Sequence[Symbol]:
+        """Every symbol of exactly that name in address order; empty if none."""
+        return [self._symbols[index] for index in self._by_name.get(name, ())]
+
+    def find(self, vaddr: int) -> tuple[Symbol, int] | None:
+        """The symbol that covers `vaddr` and the offset into it. A symbol without a size covers its own address."""
+        position = bisect_right(self._starts, vaddr) - 1
+        if position < 0:
+            return None
+        symbol = self._symbols[self._covering[position]]
+        offset = vaddr - symbol.address
+        return (symbol, offset) if offset < max(symbol.size, 1) else None
+
+    def glob(self, pattern: str) -> Sequence[Symbol]:
+        """Symbols whose whole name matches a shell pattern (`*`, `?`, `[...]`; case counts), in address order."""
+        if not any(character in pattern for character in "*?["):
+            return self.lookup(pattern)
+        matches = re.compile(fnmatch.translate(pattern)).match
+        found = [index for name, indices in self._by_name.items() if matches(name) for index in indices]
+        return [self._symbols[index] for index in sorted(found)]
+
+    def suggest(self, name: str) -> Sequence[str]:
+        """At most five names a person may have meant, best first: parts of a longer name, and misspellings."""
+        wanted = _pairs(name)
+        slack = max(2, len(name) // 4)
+        # difflib over every name of a kernel takes seconds; length and shared letter pairs leave it those that can win.
+        alike = {
+            candidate.lower(): candidate
+            for candidate in self._by_name
+            if abs(len(candidate) - len(name)) <= slack and 2 * len(wanted & _pairs(candidate)) >= len(wanted)
+        }
+        close = [alike[match] for match in difflib.get_close_matches(name.lower(), alike, n=5, cutoff=0.75)]
+        longer = sorted((candidate for candidate in self._by_name if name and name in candidate), key=len)
+        return [*dict.fromkeys(close + longer)][:5]
+
+
+def _sized(ordered: Sequence[Symbol]) -> list[Symbol]:
+    """`ordered` by address, sizes of 0 extended to the next higher address; absolute ones and the last stay 0."""
+    sized: list[Symbol] = []
+    following: int | None = None
+    current: int | None = None
+    for symbol in reversed(ordered):
+        name, address, size, kind = symbol
+        if address != current:
+            following, current = current, address
+        if not size and following is not None and kind not in ABSOLUTE:
+            symbol = Symbol(name, address, following - address, kind)
+        sized.append(symbol)
+    sized.reverse()
+    return sized
+
+
+def _rank(symbol: Symbol) -> tuple[bool, bool, bool, int, str]:
+    """Order among symbols at one address, the best name for a person first: functions, global, plain names."""
+    name = symbol.name
+    return (
+        symbol.kind not in "TtWw",
+        symbol.kind.islower(),
+        "." in name or "$" in name,
+        len(name) - len(name.lstrip("_")),
+        name,
+    )
+
+
+def _pairs(name: str) -> set[str]:
+    folded = name.lower()
+    return {folded[index : index + 2] for index in range(len(folded) - 1)}
+
+
+# ----------------------------------------------------------------------------------------------------------- kallsyms
+
+
+def kallsyms(
+    vmlinux: bytes, *, path: str = "vmlinux", progress: Progress = quiet, cache: Path | None = None
+) -> SymbolTable:
+    """The symbols a Linux kernel carries inside itself (CONFIG_KALLSYMS), for an ELF image without a symbol table.
+
+    Finding them takes seconds; the result is kept under `cache` (default: `cache_root()`) by the image's SHA-256, and
+    read back from there the next time. `path` is for messages. ImageError where there are none.
+    """
+    kept = (cache or cache_root()) / "symbols" / hashlib.sha256(vmlinux).hexdigest()
+    symbols = _read_kept(kept)
+    if symbols is None:
+        progress(f"{path}: reading the kernel's symbols (kallsyms), once for this image")
+        symbols = _search(vmlinux, path)
+        progress(f"{path}: {len(symbols):,} symbols")
+        try:
+            write_atomic(kept, _pack(symbols))
+        except OSError as error:
+            progress(f"{path}: symbols not kept for next time: {error}")
+    return SymbolTable(symbols)
+
+
+def _search(vmlinux: bytes, path: str) -> list[Symbol]:
+    # Imported late: it opens a database as it is imported, which only a first look at a kernel should pay for.
+    from vmlinux_to_elf.core import kallsyms as finder
+
+    version = re.search(rb"Linux version (\d+\.[\d.]*\d)", vmlinux)
+    if version is None or vmlinux[:4] != b"\x7fELF":
+        raise ImageError(path, "no kernel version string: not a Linux kernel, so no kallsyms")
+    number = version[1].decode("ascii")
+
+    def known_version(self: object) -> None:
+        vars(self).update(version_number=number, version_string=f"Linux version {number}")
+
+    def known_architecture(self: object) -> None:
+        vars(self).update(is_big_endian=False)
+
+    def no_database(self: object) -> None:
+        return None
+
+    # Its version search, architecture guess and database are two thirds of its time, and the ELF header tells us more.
+    known = type(
+        "_KnownKernel",
+        (finder.KallsymsFinder,),
+        {
+            "find_linux_kernel_version": known_version,
+            "guess_architecture": known_architecture,
+            "extract_db_information": no_database,
+        },
+    )
+    # It talks through the root logger, whose first warning installs a handler for the whole process.
+    finder.logging = logging.Logger("kallsyms", logging.CRITICAL + 1)
+    try:
+        found = known(vmlinux, bit_size=64 if vmlinux[4] == 2 else 32)
+        rows = list(zip(found.kernel_addresses, found.symbol_names, strict=True))
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError, struct.error) as error:
+        # The finder indexes and asserts its way through bytes that need not be a kernel: each of these means "none".
+        raise ImageError(path, f"no kallsyms found in this kernel ({error or type(error).__name__})") from error
+    return [Symbol(name[1:], address, 0, name[0]) for address, name in rows if len(name) > 1]
+
+
+# The kept form, little endian: magic, format, symbols, bytes and CRC-32 of the compressed body. The body is the
+# addresses (u64 each), the kinds (one ASCII letter each), the names joined by newlines, all of it zlib.
+_KEPT = struct.Struct("<8sIIII")
+_MAGIC = b"GDBSTUBS"
+_FORMAT = 1
+_KEPT_LIMIT = 256 << 20
+"""Bytes a kept table may unpack to: far above any kernel's, low enough for any machine that runs this."""
+
+
+def _pack(symbols: Sequence[Symbol]) -> bytes:
+    addresses = array("Q", (symbol.address & 0xFFFF_FFFF_FFFF_FFFF for symbol in symbols))
+    if sys.byteorder == "big":
+        addresses.byteswap()
+    kinds = "".join(symbol.kind for symbol in symbols).encode("ascii", "replace")
+    names = "\n".join(symbol.name for symbol in symbols).encode()
+    body = zlib.compress(addresses.tobytes() + kinds + names, level=1)
+    return _KEPT.pack(_MAGIC, _FORMAT, len(symbols), len(body), zlib.crc32(body)) + body
+
+
+def _read_kept(path: Path) -> list[Symbol] | None:
+    """The symbols `_pack` wrote there, or None where there is no such file or anything about it is wrong."""
+    try:
+        data = path.read_bytes()
+        magic, version, count, size, checksum = _KEPT.unpack_from(data)
+        packed = data[_KEPT.size :]
+        if (magic, version, size, checksum) != (_MAGIC, _FORMAT, len(packed), zlib.crc32(packed)):
+            return None
+        body = zlib.decompressobj().decompress(packed, _KEPT_LIMIT)
+        addresses = array("Q", body[: 8 * count])
+        kinds = body[8 * count : 9 * count].decode("ascii")
+        names = body[9 * count :].decode().split("\n")
+    except (OSError, ValueError, struct.error, zlib.error):
+        return None
+    if sys.byteorder == "big":
+        addresses.byteswap()
+    if not len(addresses) == len(kinds) == len(names) == count:
+        return None
+    return [Symbol(*row) for row in zip(names, addresses, (0,) * count, kinds, strict=True)]
