@@ -1,0 +1,305 @@
+"""Unicorn, and nothing of it beyond this file.
+
+Rules: the only module that imports unicorn. It knows how to run to an exact instruction, how to be stopped safely, how
+to drop translated code and how to call hooks; it knows nothing of traps, devices or Linux. Everything here belongs to
+the thread that runs the guest. The facts it rests on (Unicorn 2.1.4):
+
+- `emu_start(count=N)` counts each instruction in a 64-bit field of the engine and stops *before* the one that exceeds
+  a second field. Both are found by calibration, so that the count is exact inside hooks and a deadline is one store.
+- `emu_stop` from another thread or `timeout=` repeats instructions that have already stored; neither is used here.
+- Writing guest memory from outside drops no translated code: `drop_code` does.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import unicorn
+from unicorn import x86_const as reg
+from unicorn.unicorn_py3.unicorn import uclib as _binding_library
+
+from emu.iface import EngineMismatch, MachineError
+from emu.ram import WINDOW_SIZE, Ram
+
+FOREVER = 1 << 62
+_HANDLE_SPAN = 0x1000  # how much of the engine structure calibration looks through
+_MMIO_END = 1 << 46
+
+_lib = ctypes.CDLL(_binding_library._name)
+for _name, _arguments in {
+    "uc_emu_start": (ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_size_t),
+    "uc_emu_stop": (ctypes.c_void_p,),
+    "uc_context_save": (ctypes.c_void_p, ctypes.c_void_p),
+    "uc_context_restore": (ctypes.c_void_p, ctypes.c_void_p),
+    "uc_reg_read": (ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p),
+    "uc_mem_map_ptr": (ctypes.c_void_p, ctypes.c_uint64, ctypes.c_size_t, ctypes.c_uint32, ctypes.c_void_p),
+    "uc_hook_del": (ctypes.c_void_p, ctypes.c_size_t),
+}.items():
+    getattr(_lib, _name).argtypes = _arguments
+
+_INTR = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p)
+_CODE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_void_p)
+_INSN = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+_VOID = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
+_IN = ctypes.CFUNCTYPE(ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_void_p)
+_OUT = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_uint32, ctypes.c_void_p)
+
+
+class EngineError(MachineError):
+    """`emu_start` gave up: Unicorn's own words."""
+
+
+class Hooks(Protocol):
+    """What the engine calls while the guest runs. An exception that escapes one ends the run and is kept in `failure`."""
+
+    def on_interrupt(self, vector: int) -> None: ...
+
+    def on_invalid(self) -> None: ...
+
+    def on_syscall(self) -> None: ...
+
+    def on_sysenter(self) -> None: ...
+
+    def on_timestamp(self, with_processor: bool) -> None: ...
+
+    def on_in(self, port: int, size: int) -> int: ...
+
+    def on_out(self, port: int, size: int, value: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """Byte offsets, in the structure behind the engine's handle, of the instruction counter and of its limit."""
+
+    counter: int
+    limit: int
+
+
+def version() -> str:
+    return f"Unicorn {unicorn.__version__}"
+
+
+def _scratch() -> unicorn.Uc:
+    uc = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
+    uc.ctl_set_cpu_model(reg.UC_CPU_X86_NEHALEM)
+    uc.mem_map(0x1000, 0x10000)
+    return uc
+
+
+@functools.cache
+def find_fields() -> Fields:
+    """Calibrate: run small programs with known lengths and limits and see which fields hold them.
+
+    EngineMismatch where no such pair of fields exists.
+    """
+    uc = _scratch()
+    slots = (ctypes.c_uint64 * (_HANDLE_SPAN // 8)).from_address(uc._uch.value)
+    counters, limits = set(range(len(slots))), set(range(len(slots)))
+    for nops, limit in ((5, 1000), (3, 777), (17, 123_456)):
+        uc.mem_write(0x1000, b"\x90" * nops + b"\xf4")
+        uc.ctl_remove_cache(0x1000, 0x1100)
+        uc.emu_start(0x1000, 0, count=limit)
+        counters = {i for i in counters if slots[i] == nops + 1}
+        limits = {i for i in limits if slots[i] == limit}
+    if len(counters) != 1 or len(limits) != 1:
+        raise EngineMismatch(f"{version()}: cannot find its instruction counter; 2.1.4 is known to work")
+    return Fields(counters.pop() * 8, limits.pop() * 8)
+
+
+@functools.cache
+def self_test() -> tuple[str, ...]:
+    """What this engine computes wrongly, each named; the machine hides it from the guest."""
+    uc = _scratch()
+    uc.mem_write(0x1000, bytes.fromhex("c5e9fecb") + b"\xf4")  # vpaddd xmm1, xmm2, xmm3
+    uc.reg_write(reg.UC_X86_REG_CR4, 0x600)  # OSFXSR, OSXMMEXCPT
+    uc.reg_write(reg.UC_X86_REG_XMM1, 1)
+    uc.reg_write(reg.UC_X86_REG_XMM2, 2)
+    uc.reg_write(reg.UC_X86_REG_XMM3, 4)
+    try:
+        uc.emu_start(0x1000, 0, count=2)
+    except unicorn.UcError:
+        return ("VEX: vpaddd xmm is not decoded",)
+    return () if uc.reg_read(reg.UC_X86_REG_XMM1) == 6 else ("VEX: vpaddd xmm1,xmm2,xmm3 ignores xmm2",)
+
+
+class Engine:
+    """One Unicorn over one Ram. `counter` and `limit` are live: index 0 of each is the engine's own field."""
+
+    def __init__(self, ram: Ram, hooks: Hooks, *, long_mode: bool) -> None:
+        fields = find_fields()
+        self._uc = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
+        # neither has AVX or RDRAND; the second has no long mode
+        self._uc.ctl_set_cpu_model(reg.UC_CPU_X86_NEHALEM if long_mode else reg.UC_CPU_X86_PENTIUM3)
+        self._handle = self._uc._uch
+        self.hooks = hooks
+        self.failure: BaseException | None = None
+        self.failure_text = ""
+        self._keep: list[object] = [ram]
+        self._pc_hooks: dict[int, tuple[ctypes.c_size_t, object]] = {}
+        span = ram.size + WINDOW_SIZE
+        self._check(_lib.uc_mem_map_ptr(self._handle, 0, span, unicorn.UC_PROT_ALL, ram.address))
+        self._uc.mmio_map(span, _MMIO_END - span, lambda *_: (1 << 64) - 1, None, lambda *_: None, None)
+        self._uc.ctl_exits_enabled(True)
+        self._uc.ctl_set_exits([])
+        base = self._handle.value
+        self.counter = (ctypes.c_uint64 * 1).from_address(base + fields.counter)
+        self.limit = (ctypes.c_uint64 * 1).from_address(base + fields.limit)
+        context = self._uc.context_save()
+        self._keep.append(context)
+        self._context = context.context
+        self.context_size: int = context.size
+        self.context_address: int = ctypes.cast(context.context, ctypes.c_void_p).value or 0
+        self._flags = ctypes.c_uint64(0)
+        self._flags_pointer = ctypes.addressof(self._flags)
+        self._add_hooks()
+
+    # ------------------------------------------------------------------------------------------------------ running
+
+    def run(self, pc: int, limit: int) -> tuple[int, bool]:
+        """Execute from `pc` until `limit` instructions are done, a hook calls `stop_here`, or HLT.
+
+        -> (instructions retired, True if HLT ended it). `limit[0]` may be changed while it runs.
+        """
+        error = _lib.uc_emu_start(self._handle, pc, 0, 0, FOREVER if limit <= 0 else limit)
+        counted = self.counter[0]
+        if error:
+            raise EngineError(f"{version()}: {unicorn.UcError(error)}")
+        if counted > self.limit[0]:
+            return counted - 1, False  # the count includes the instruction that was not executed
+        return counted, True
+
+    def stop_here(self) -> None:
+        """From a hook: stop before the next instruction (in a PC hook: before this one, see `break_here`)."""
+        self.limit[0] = 0
+
+    def break_here(self) -> None:
+        """From a PC hook: stop before the instruction it stands on."""
+        self.limit[0] = 0
+        _lib.uc_emu_stop(self._handle)
+
+    # -------------------------------------------------------------------------------------------------------- state
+
+    def save_context(self) -> None:
+        """Copy the processor's state to the context buffer at `context_address`."""
+        _lib.uc_context_save(self._handle, self._context)
+
+    def restore_context(self) -> None:
+        _lib.uc_context_restore(self._handle, self._context)
+
+    def read_eflags(self) -> int:
+        """Architectural EFLAGS; while the engine runs, the state image holds them in parts only."""
+        _lib.uc_reg_read(self._handle, reg.UC_X86_REG_EFLAGS, self._flags_pointer)
+        return self._flags.value
+
+    def write_register(self, name: str, value: Any) -> None:
+        """By Unicorn's name, for calibration and the registers outside the state image's described part."""
+        self._uc.reg_write(getattr(reg, f"UC_X86_REG_{name}"), value)
+
+    def read_register(self, name: str) -> Any:
+        return self._uc.reg_read(getattr(reg, f"UC_X86_REG_{name}"))
+
+    def read_msr(self, index: int) -> int:
+        return int(self._uc.msr_read(index))
+
+    def write_msr(self, index: int, value: int) -> None:
+        self._uc.msr_write(index, value)
+
+    # --------------------------------------------------------------------------------------------- translated code
+
+    def drop_code(self, vaddr: int, size: int, reachable: bool) -> None:
+        """Forget translations of [vaddr, vaddr+size).
+
+        `reachable`: the range is mapped and executable in the mode the processor is in now. Unicorn translates the
+        address through the guest's tables and would raise a hidden fault in the guest otherwise, so everything goes.
+        """
+        if reachable:
+            self._uc.ctl_remove_cache(vaddr, vaddr + size)
+        else:
+            self._uc.ctl_flush_tb()
+
+    def flush(self) -> None:
+        """Forget every translation and every cached page walk: after RAM was replaced."""
+        self._uc.ctl_flush_tb()
+        self.flush_tlb()
+
+    def flush_tlb(self) -> None:
+        """Forget every cached page walk: after control registers or tables were changed from outside."""
+        self._uc.ctl(unicorn.UC_CTL_TLB_FLUSH, unicorn.UC_CTL_IO_WRITE)
+
+    # -------------------------------------------------------------------------------------------------------- hooks
+
+    def add_pc_hook(self, vaddr: int, call: Callable[[], None]) -> None:
+        """Call before each execution of the instruction at `vaddr` (each iteration of a rep). Caller drops old code."""
+        callback = _CODE(lambda *_: self._guard(call))
+        self._pc_hooks[vaddr] = (self._hook(unicorn.UC_HOOK_CODE, callback, vaddr, vaddr), callback)
+
+    def remove_pc_hook(self, vaddr: int) -> None:
+        handle, _ = self._pc_hooks.pop(vaddr)
+        self._check(_lib.uc_hook_del(self._handle, handle))
+
+    def _guard(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return call(*arguments)
+        except BaseException as error:  # a C frame lies above: keep it, stop, and let `machine` report it
+            if self.failure is None:
+                self.failure, self.failure_text = error, traceback.format_exc()
+            self.limit[0] = 0
+            _lib.uc_emu_stop(self._handle)
+            return 0
+
+    def _hook(self, kind: int, callback: object, begin: int = 1, end: int = 0, instruction: int = 0) -> ctypes.c_size_t:
+        handle = ctypes.c_size_t()
+        # uc_hook_add is variadic and the binding refuses RDTSC: call it plainly
+        self._check(
+            _lib.uc_hook_add(
+                self._handle,
+                ctypes.byref(handle),
+                ctypes.c_int(kind),
+                callback,
+                ctypes.c_void_p(0),
+                ctypes.c_uint64(begin),
+                ctypes.c_uint64(end),
+                ctypes.c_int(instruction),
+            )
+        )
+        return handle
+
+    def _add_hooks(self) -> None:
+        guard, hooks = self._guard, self.hooks
+
+        def invalid(*_: object) -> int:
+            guard(hooks.on_invalid)
+            return 1
+
+        def timestamp(with_processor: bool) -> Callable[..., int]:
+            def call(*_: object) -> int:
+                guard(hooks.on_timestamp, with_processor)
+                return 1
+
+            return call
+
+        def tracked(kind: int, callback: object, instruction: int = 0) -> None:
+            self._keep.append(callback)
+            self._hook(kind, callback, instruction=instruction)
+
+        tracked(unicorn.UC_HOOK_INTR, _INTR(lambda _u, vector, _d: guard(hooks.on_interrupt, vector)))
+        tracked(unicorn.UC_HOOK_INSN_INVALID, _INSN(invalid))
+        for callback, instruction in (
+            (_IN(lambda _u, port, size, _d: guard(hooks.on_in, port, size)), reg.UC_X86_INS_IN),
+            (_OUT(lambda _u, port, size, value, _d: guard(hooks.on_out, port, size, value)), reg.UC_X86_INS_OUT),
+            (_VOID(lambda *_: guard(hooks.on_syscall)), reg.UC_X86_INS_SYSCALL),
+            (_VOID(lambda *_: guard(hooks.on_sysenter)), reg.UC_X86_INS_SYSENTER),
+            (_INSN(timestamp(False)), reg.UC_X86_INS_RDTSC),
+            (_INSN(timestamp(True)), reg.UC_X86_INS_RDTSCP),
+        ):
+            tracked(unicorn.UC_HOOK_INSN, callback, instruction)
+
+    @staticmethod
+    def _check(error: int) -> None:
+        if error:
+            raise EngineError(f"{version()}: {unicorn.UcError(error)}")

@@ -1,0 +1,550 @@
+"""The machine: processor, memory, devices and time put together, and the loop that runs them.
+
+Rules: one thread runs a machine; only `request_stop` may be called from another. Time is instructions retired plus what
+HLT skipped, and everything that can change the guest's course (timers, interrupts) happens at an exact instruction
+count that depends on the guest alone: a slice that ends early for a debugger changes nothing. Traps are asked for in
+order: debugger's breakpoints, our own watches, the probe engine, the guest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from emu import traps as t
+from emu.clock import Clock
+from emu.console import Console
+from emu.cpustate import FLAT_CODE32, FLAT_CODE64, FLAT_DATA, IF, SS, TF, CpuState
+from emu.devices.pc import Devices
+from emu.engine import Engine
+from emu.iface import (
+    BackEnd,
+    Breakpoint,
+    Budget,
+    Defect,
+    GuestExit,
+    Halted,
+    Interrupted,
+    PowerOff,
+    Reset,
+    Step,
+    Stop,
+    TrapClient,
+    TripleFault,
+    Verdict,
+)
+from emu.images.plan import Image
+from emu.memory import GuestMemory
+from emu.ram import Ram
+from emu.registers import GuestRegisters
+from emu.symbols import SymbolTable
+from emu.text import ArmedText, Place
+from emu.traps import GuestFault, Traps, TripleFaulted
+from emu.window import SlotWindow
+
+SLICE = 250_000  # instructions between looks at `request_stop`: 5 to 10 ms
+POLL = 128  # instructions between looks at IF while an interrupt is pending
+IDLE_TIMERS = 10_000  # timers that may fire in HLT without an interrupt before it counts as halted for good
+
+Watch = Callable[[], Stop | None]
+
+
+class Pacer(Protocol):
+    """Lets an idle machine wait for the world instead of skipping time."""
+
+    def idle(self, until_ns: int | None) -> int | None:
+        """Nothing to do before virtual time `until_ns` (None: no timer). -> the time to go on at, None to stop waiting
+        for ever (nothing can come any more). Returns early when input arrives or a stop is requested."""
+        ...
+
+    def wake(self) -> None:
+        """From any thread: end an `idle` in progress."""
+        ...
+
+
+class Machine:
+    """Implements iface.Machine. `image` is applied at once; the first instruction has not run."""
+
+    def __init__(self, image: Image, memory: int, *, symbols: SymbolTable | None = None, long_mode: bool = True) -> None:
+        image.check_fits(memory)
+        self.image = image
+        self.ram = Ram(memory)
+        self.engine = Engine(self.ram, self, long_mode=long_mode)
+        self.cpu = CpuState(self.engine)
+        self.traps = Traps(self.cpu, self.ram)
+        self._base = 0  # instructions retired before the engine was entered last
+        self.clock = Clock(lambda: self._base + self.engine.counter[0])
+        self.devices = Devices(self.clock, memory)
+        self.text = ArmedText(self.ram, self.cpu, self.engine, self._on_pc_hook)
+        self.window = SlotWindow(self.ram, self.cpu, self.engine)
+        self.memory = GuestMemory(self.ram, self.cpu, self.engine, self.text)
+        self.registers = GuestRegisters(self.cpu, self.engine, self.traps)
+        self.symbols = symbols if symbols is not None else SymbolTable(image.symbols)
+        self.console = Console(self._stop_for)
+        self.trap_client: TrapClient | None = None
+        self.pacer: Pacer | None = None
+        self.log: Callable[[str, str], None] | None = None  # (topic, line) for --log int,syscall
+        self.halted = False
+        self._debugger = object()
+        self._hardware: set[int] = set()
+        self._watches: dict[int, Watch] = {}
+        self._stop: Stop | None = None
+        self._stop_requested = False
+        self._poll_at: int | None = None  # instruction count of the next look at a pending interrupt
+        self._passed: int | None = None  # a PC hook here was answered already
+        self._in_place: Place | None = None  # an int3 whose instruction runs once without it
+        self._skip_breakpoint: int | None = None
+        self._last_hook = (-1, -1)
+        self._wire()
+        self._apply(image)
+
+    def _wire(self) -> None:
+        devices = self.devices
+        self.clock.on_change = self._tighten_to_deadline
+        devices.pic.on_raise = self._interrupt_raised
+        devices.uart.on_output = self.console.feed
+        devices.debug.on_output = self.console.feed
+        devices.system.on_reset = lambda: self._stop_for(Reset())
+        devices.system.on_power_off = lambda: self._stop_for(PowerOff())
+        devices.system.on_exit = lambda status: self._stop_for(GuestExit(status))
+
+    def _apply(self, image: Image) -> None:
+        """Load segments and put the processor into the image's start state."""
+        for segment in image.segments:
+            self.ram.write(segment.paddr, bytes(segment.data))
+        start, cpu = image.start, self.cpu
+        cpu.pull()
+        for index in range(16):
+            cpu.gpr[index] = 0
+        cpu.eflags = 2
+        registers = dict(start.registers)
+        cpu.set_cr(0, registers.get("cr0", 0x10 if start.mode == "real" else 0x11))
+        cpu.set_cr(3, registers.get("cr3", 0))
+        cpu.set_cr(4, registers.get("cr4", 0))
+        cpu.efer = 0x501 if start.mode == "long" else 0
+        cpu.set_system_segment("idt", 0, 0, 0x3FF if start.mode == "real" else 0)
+        cpu.set_system_segment("tr", 0, 0, 0xFFFF, 0x8B00)
+        gdt = start.gdt
+        if gdt is None:
+            for index in range(6):
+                cpu.set_segment(index, 0, 0, 0xFFFF, 0x9B00 if index == 1 else 0x9300)
+        else:
+            cpu.set_system_segment("gdt", 0, gdt.base, gdt.limit)
+            for index in range(6):
+                cpu.set_segment(index, gdt.data, 0, 0xFFFFFFFF, FLAT_DATA)
+            cpu.set_segment(1, gdt.code, 0, 0xFFFFFFFF, FLAT_CODE64 if start.mode == "long" else FLAT_CODE32)
+        cpu.hflags = 0
+        cpu.recompute_hflags()
+        for name, value in registers.items():
+            if name not in ("cr0", "cr3", "cr4"):
+                self.registers.write(name, value)
+        cpu.recompute_hflags()
+        cpu.pc = start.pc
+        cpu.push()
+        self.engine.flush()
+
+    # ------------------------------------------------------------------------------------------------------- running
+
+    @property
+    def bits(self) -> int:
+        return self.cpu.bits
+
+    @property
+    def instructions(self) -> int:
+        return self.clock.instructions
+
+    def run(self, budget: int | None = None) -> Stop:
+        """Run until something stops it; at most `budget` instructions."""
+        end = None if budget is None else self.clock.instructions + budget
+        self._skip_breakpoint = self.cpu.linear_pc
+        return self._loop(lambda: end is not None and self.clock.instructions >= end, end)
+
+    def _loop(self, done: Callable[[], bool], end: int | None) -> Stop:
+        while self._stop is None:
+            if self._stop_requested and not self.window.contains(self.cpu.pc):
+                self._stop_requested = False
+                return Interrupted(self.cpu.linear_pc)
+            if done() and not self.window.contains(self.cpu.pc):
+                return Budget(self.clock.instructions)
+            self._advance(end)
+        stop, self._stop = self._stop, None
+        return stop
+
+    def request_stop(self) -> None:
+        """From any thread: the run in progress, or the next one, ends with Interrupted."""
+        self._stop_requested = True
+        if self.pacer is not None:
+            self.pacer.wake()
+
+    def cancel_stop(self) -> None:
+        """Take back a `request_stop` that found the machine stopped already."""
+        self._stop_requested = False
+
+    def _advance(self, end: int | None) -> None:
+        """One stretch of guest execution: up to the next event, the slice's end, or `end`."""
+        if self.halted:
+            self._idle()
+            return
+        self._take_events()
+        if self._stop is not None:
+            return
+        place = self._in_place or self._breakpoint_to_skip()
+        if place is not None:
+            self._in_place = None
+            self._step_over(place)
+            return
+        now = self.clock.instructions
+        limit = now + SLICE
+        event = self._next_event()
+        if event is not None and event < limit:
+            limit = event
+        if end is not None and end < limit:
+            limit = end
+        self._enter(max(limit - now, 1))
+
+    def _enter(self, limit: int) -> None:
+        engine, cpu = self.engine, self.cpu
+        cpu.push()
+        cpu.running = True
+        engine.counter[0] = 0
+        try:
+            retired, halted = engine.run(cpu.pc, limit)
+        finally:
+            cpu.running = False
+            engine.counter[0] = 0
+        self._base += retired
+        cpu.pull()
+        if engine.failure is not None:
+            self._report_failure()
+        self.halted = halted and self._stop is None
+
+    def _report_failure(self) -> None:
+        error, self.engine.failure = self.engine.failure, None
+        if isinstance(error, KeyboardInterrupt):
+            raise error
+        self._stop = Defect(self.cpu.linear_pc, self.engine.failure_text)
+
+    def _next_event(self) -> int | None:
+        """Instruction count of the next timer or interrupt poll."""
+        deadline = self.clock.next_deadline_ns()
+        event = None if deadline is None else deadline - self.clock.now_ns + self.clock.instructions
+        if self._poll_at is not None and (event is None or self._poll_at < event):
+            event = self._poll_at
+        return event
+
+    def _take_events(self) -> None:
+        deadline = self.clock.next_deadline_ns()
+        if deadline is not None and deadline <= self.clock.now_ns:
+            self.clock.run_due()
+        if self._poll_at is None or self._poll_at > self.clock.instructions:
+            return
+        pic, cpu = self.devices.pic, self.cpu
+        if not pic.pending():
+            self._poll_at = None
+        elif cpu.eflags & IF and not cpu.interrupt_shadow and not self.window.contains(cpu.pc):
+            vector = pic.acknowledge()
+            if self.log is not None:
+                self.log("int", f"irq vector {vector:#x} at {cpu.linear_pc:#x}")
+            self._deliver(vector, external=True)
+            self._poll_at = self.clock.instructions + POLL if pic.pending() else None
+        else:
+            self._poll_at = self.clock.instructions + POLL
+
+    def _tighten_to_deadline(self) -> None:
+        """A device scheduled something earlier than the engine's limit."""
+        deadline = self.clock.next_deadline_ns()
+        if self.cpu.running and deadline is not None:
+            self._tighten(deadline - self.clock.now_ns + self.clock.instructions)
+
+    def _tighten(self, at: int) -> None:
+        counter, limit = self.engine.counter, self.engine.limit
+        limit[0] = min(limit[0], max(at - self._base, counter[0]))
+
+    def _interrupt_raised(self) -> None:
+        self._poll_at = self.clock.instructions
+        if self.cpu.running:
+            self._tighten(self._poll_at)
+
+    def _idle(self) -> None:
+        """HLT: wait for the next interrupt, in virtual time or with the pacer in the world's."""
+        cpu, pic = self.cpu, self.devices.pic
+        if not cpu.eflags & IF:
+            self._stop = Halted(cpu.linear_pc, "HLT with interrupts off")
+            return
+        for _ in range(IDLE_TIMERS):
+            if pic.pending():
+                self.halted = False
+                self._poll_at = self.clock.instructions
+                return
+            deadline = self.clock.next_deadline_ns()
+            if self.pacer is not None:
+                now = self.pacer.idle(deadline)
+                if self._stop_requested or pic.pending():
+                    return
+                deadline = deadline if now is None else now
+            if deadline is None:
+                self._stop = Halted(cpu.linear_pc, "HLT, no timer is set and nobody can press a key")
+                return
+            self.clock.skip_to(max(deadline, self.clock.now_ns))
+            self.clock.run_due()
+        self._stop = Halted(cpu.linear_pc, f"HLT, {IDLE_TIMERS} timers fired and none could interrupt")
+
+    def _stop_for(self, stop: Stop) -> None:
+        """End the run before the next instruction; the first reason wins."""
+        if self._stop is None:
+            self._stop = stop
+        if self.cpu.running:
+            self.engine.stop_here()
+
+    # -------------------------------------------------------------------------------------------------------- stepping
+
+    def step(self) -> Stop:
+        """One instruction, whatever stands on it. Interrupts that are due are taken and finished first, so that a
+        step neither lands in a handler nor moves the guest's timeline."""
+        start, sp, cr3 = self.cpu.linear_pc, self.cpu.gpr[4], self.cpu.cr3
+        self._skip_breakpoint = start
+        self._settle_interrupts(start, sp, cr3)
+        if self._stop is None and not self._stop_requested:
+            goal = self.clock.instructions + 1
+            stop = self._loop(lambda: self.clock.instructions >= goal, goal)
+            return Step(self.cpu.linear_pc) if isinstance(stop, Budget) else stop
+        if self._stop is not None:
+            stop, self._stop = self._stop, None
+            return stop
+        self._stop_requested = False
+        return Interrupted(self.cpu.linear_pc)
+
+    def _settle_interrupts(self, pc: int, sp: int, cr3: int) -> None:
+        """Deliver what is due here and run the guest until it is back at this instruction of this stack."""
+        if self.halted:
+            self._idle()
+        self._take_events()
+        if self._stop is not None or self.cpu.linear_pc == pc:
+            return
+        returned = False
+
+        def back() -> Stop | None:
+            nonlocal returned
+            returned = self.cpu.gpr[4] == sp and self.cpu.cr3 == cr3
+            return Step(pc) if returned else None
+
+        owner = _Return(back)
+        self.text.arm(pc, owner, BackEnd.HOOK)
+        try:
+            stop = self._loop(lambda: False, None)
+        finally:
+            self.text.disarm(pc, owner)
+        self._passed = None
+        if not returned:
+            self._stop = stop
+
+    def _breakpoint_to_skip(self) -> Place | None:
+        """An int3 under the pc that only debugger breakpoints own, already reported: its instruction runs without it."""
+        pc = self._skip_breakpoint
+        if pc is None or self.cpu.linear_pc != pc:
+            return None
+        place = self.text.place_at(pc) if self.text.has_byte(pc) else None
+        if place is None or any(owner is not self._debugger for owner in place.owners):
+            return None
+        self._skip_breakpoint = None
+        return place
+
+    def _step_over(self, place: Place) -> None:
+        self.text.lift(place)
+        try:
+            self._enter(1)
+        finally:
+            self.text.settle(place)
+
+    def insert_breakpoint(self, vaddr: int, hardware: bool = False) -> None:
+        """Idempotent. An address that is not mapped yet is watched without memory, so it waits until it is."""
+        if vaddr in self._hardware or self._debugger in self.text.owners(vaddr):
+            return
+        mapped = self.memory.translate(vaddr) is not None
+        self.text.arm(vaddr, self._debugger, BackEnd.INT3 if mapped and not hardware else BackEnd.HOOK)
+        if hardware:
+            self._hardware.add(vaddr)
+
+    def remove_breakpoint(self, vaddr: int, hardware: bool = False) -> None:
+        self.text.disarm(vaddr, self._debugger)
+        self._hardware.discard(vaddr)
+
+    def remove_breakpoints(self) -> None:
+        """All of a debugger's: it went away."""
+        self.text.disarm_all(self._debugger)
+        self._hardware.clear()
+
+    def watch(self, vaddr: int, call: Watch, back_end: BackEnd = BackEnd.INT3) -> None:
+        """Have `call` asked each time the guest is about to execute `vaddr`; a Stop it returns ends the run."""
+        self.text.arm(vaddr, _Return(call), back_end)
+
+    # ----------------------------------------------------------------------------------------------- the engine's hooks
+
+    def on_interrupt(self, vector: int) -> None:
+        cpu = self.cpu
+        cpu.pull()
+        if vector == t.BP and cpu.software_interrupt and self._on_int3():
+            return
+        client = self.trap_client
+        if vector == t.DB and client is not None and self._answered(client.on_debug(cpu)):
+            return
+        if vector == t.PF and self.window.repair(cpu.cr(2)):
+            cpu.forget_exception()
+            cpu.push()
+            self.uncount(1)
+            return
+        if client is not None and self.window.contains(cpu.pc) and self._answered(client.on_fault(cpu, vector)):
+            return
+        software = cpu.software_interrupt
+        length = 0
+        if software:
+            length = 1 if vector in (t.BP, t.OF, t.DB) and not self._is_int_n() else 2
+        if self.log is not None:
+            self.log("int", f"vector {vector:#x} code {cpu.error_code:#x} at {cpu.linear_pc:#x} cr2 {cpu.cr(2):#x}")
+        self._deliver(vector, None if software else cpu.error_code, software=software, length=length)
+        cpu.push()
+
+    def _is_int_n(self) -> bool:
+        try:
+            return self.traps.read(self.cpu.linear_pc - 2, 1) == b"\xcd"
+        except GuestFault:
+            return False
+
+    def on_invalid(self) -> None:
+        cpu = self.cpu
+        cpu.pull()
+        client = self.trap_client
+        if client is not None and self.window.contains(cpu.pc) and self._answered(client.on_fault(cpu, t.UD)):
+            return
+        self._deliver(t.UD)
+        cpu.push()
+
+    def on_syscall(self) -> None:
+        self._fast_entry(lambda length: self.traps.syscall(self.cpu.pc + length), "syscall")
+
+    def on_sysenter(self) -> None:
+        self._fast_entry(lambda _: self.traps.sysenter(), "sysenter")
+
+    def _fast_entry(self, enter: Callable[[int], None], name: str) -> None:
+        """The engine adds the instruction's length to the pc after its hook."""
+        cpu = self.cpu
+        cpu.pull()
+        length = 2
+        while length < 15 and self.traps.read(cpu.linear_pc + length - 2, 1) != b"\x0f":
+            length += 1
+        if self.log is not None:
+            self.log("syscall", f"{name} {cpu.gpr[0]} at {cpu.linear_pc:#x}")
+        try:
+            enter(length)
+        except GuestFault as fault:
+            self._deliver(fault.vector, fault.code)
+        cpu.pc -= length
+        cpu.push()
+
+    def on_timestamp(self, with_processor: bool) -> None:
+        now = self.clock.now_ns
+        self.engine.write_register("RAX", now & 0xFFFFFFFF)
+        self.engine.write_register("RDX", now >> 32)
+        if with_processor:
+            self.engine.write_register("RCX", self.engine.read_msr(0xC0000103) & 0xFFFFFFFF)
+
+    def on_in(self, port: int, size: int) -> int:
+        return self.devices.bus.read(port, size)
+
+    def on_out(self, port: int, size: int, value: int) -> None:
+        self.devices.bus.write(port, size, value)
+
+    def uncount(self, instructions: int) -> None:
+        """Inside a trap handler: take instructions of ours (an int3, a jump back) off the clock."""
+        self.engine.counter[0] -= instructions
+
+    def _deliver(self, vector: int, code: int | None = None, **how: bool | int) -> None:
+        try:
+            self.traps.deliver(vector, code, **how)  # type: ignore[arg-type]  # keyword flags of one signature
+        except TripleFaulted as fault:
+            self._stop_for(TripleFault(self.cpu.linear_pc, fault.vector))
+        if self.traps.switched_tables:
+            self.traps.switched_tables = False
+            self.engine.flush_tlb()
+
+    def _answered(self, verdict: Verdict | Stop) -> bool:
+        """Carry out a trap client's answer; False if the guest must see the trap."""
+        if verdict is Verdict.NOT_MINE or verdict is Verdict.DELIVER:
+            return False
+        if not isinstance(verdict, Verdict):
+            self._stop_for(verdict)
+        self.cpu.forget_exception()
+        self.cpu.push()
+        return True
+
+    def _on_int3(self) -> bool:
+        """An int3 ran: ours if an armed place is under it."""
+        cpu = self.cpu
+        pc = (cpu.linear_pc - 1) & ((1 << 64) - 1)
+        place = self.text.place_at(pc)
+        if place is None:
+            return False
+        cpu.pc -= 1
+        verdict = self._ask(place, pc)
+        if verdict is None:  # nobody wants it: the guest's own instruction runs without the int3
+            self.uncount(1)
+            self._in_place = place
+            self.engine.stop_here()
+            self.cpu.forget_exception()
+            self.cpu.push()
+            return True
+        if verdict is Verdict.DELIVER:
+            cpu.pc += 1
+            return False
+        if not isinstance(verdict, Verdict):
+            self.uncount(1)
+        return self._answered(verdict)
+
+    def _ask(self, place: Place, pc: int) -> Verdict | Stop | None:
+        """The owners of an armed place, in order; None where all let it pass."""
+        wanted = False
+        for owner in list(place.owners):
+            if owner is self._debugger:
+                if self._skip_breakpoint == pc:
+                    continue
+                return Breakpoint(pc, pc in self._hardware)
+            if isinstance(owner, _Return):
+                stop = owner.call()
+                if stop is not None:
+                    return stop
+            else:
+                wanted = True
+        self._skip_breakpoint = None
+        if not wanted or self.trap_client is None:
+            return None
+        verdict = self.trap_client.on_break(self.cpu, pc, place.back_end)
+        return None if verdict is Verdict.NOT_MINE else verdict
+
+    def _on_pc_hook(self, pc: int) -> None:
+        """Before the instruction at `pc`, without an int3. It is counted already and executes when this returns."""
+        if self._passed == pc:
+            self._passed = None
+            return
+        place = self.text.hooked(pc)
+        if place is None:
+            return
+        cpu = self.cpu
+        cpu.pull()
+        before = (cpu.pc, cpu.eflags, *cpu.gpr)
+        verdict = self._ask(place, pc)
+        if verdict is None or (verdict is Verdict.HANDLED and before == (cpu.pc, cpu.eflags, *cpu.gpr)):
+            return
+        if isinstance(verdict, Verdict):
+            # changed state takes effect when the instruction is entered anew, with the hook answered
+            self._passed = pc if cpu.pc == before[0] else None
+        else:
+            self._stop_for(verdict)
+        cpu.push()
+        self.engine.break_here()
+
+
+class _Return:
+    """An owner that is asked: a watch of the machine's own."""
+
+    def __init__(self, call: Watch) -> None:
+        self.call = call

@@ -1,0 +1,80 @@
+"""The guest's memory as a debugger sees it: virtual, across pages, without armed bytes and without monitor RAM.
+
+Rules: the machine's thread only, between runs or inside hooks. A debugger is no processor: it may read what the guest
+could not (supervisor pages from ring 3, read-only pages), but never what is not mapped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from emu.cpustate import CpuState
+from emu.engine import Engine
+from emu.iface import MemoryFault
+from emu.paging import Page, walk
+from emu.ram import PAGE, Ram
+
+
+class ArmedBytes(Protocol):
+    """What `text` knows of bytes that are not the guest's."""
+
+    def reveal(self, paddr: int, data: bytes) -> bytes: ...
+
+    def cover(self, paddr: int, data: bytes) -> bytes: ...
+
+
+class GuestMemory:
+    """Implements iface.Memory."""
+
+    def __init__(self, ram: Ram, cpu: CpuState, engine: Engine, armed: ArmedBytes) -> None:
+        self._ram = ram
+        self._cpu = cpu
+        self._engine = engine
+        self._armed = armed
+
+    def translate(self, vaddr: int) -> int | None:
+        """The physical address `vaddr` maps to now; None where it maps to nothing or not to guest RAM."""
+        page = self._page(vaddr)
+        return page.paddr if page else None
+
+    def _page(self, vaddr: int) -> Page | None:
+        page = walk(self._ram, self._cpu.tables(), vaddr)
+        return page if page is not None and page.paddr < self._ram.size else None
+
+    def _spans(self, vaddr: int, size: int, access: str) -> Iterator[tuple[int, int, Page]]:
+        """(virtual address, bytes, page) for each page the range touches."""
+        mask = (1 << 64) - 1 if self._cpu.long_mode else (1 << 32) - 1
+        vaddr &= mask
+        while size > 0:
+            page = self._page(vaddr)
+            if page is None:
+                raise MemoryFault(vaddr, access)
+            count = min(size, PAGE - (vaddr & (PAGE - 1)))
+            yield vaddr, count, page
+            vaddr, size = (vaddr + count) & mask, size - count
+
+    def read(self, vaddr: int, size: int) -> bytes:
+        """`size` bytes; MemoryFault names the first address that has none."""
+        return b"".join(self.read_physical(page.paddr, count) for _, count, page in self._spans(vaddr, size, "read"))
+
+    def write(self, vaddr: int, data: bytes) -> None:
+        """All or nothing across pages. Armed places under it stay armed, over the new bytes."""
+        spans = list(self._spans(vaddr, len(data), "write"))
+        at = 0
+        for start, count, page in spans:
+            self._ram.write(page.paddr, self._armed.cover(page.paddr, data[at : at + count]))
+            self._engine.drop_code(start, count, reachable(self._cpu, page))
+            at += count
+
+    def read_physical(self, paddr: int, size: int) -> bytes:
+        return self._armed.reveal(paddr, self._ram.read(paddr, size))
+
+    def write_physical(self, paddr: int, data: bytes) -> None:
+        self._ram.write(paddr, self._armed.cover(paddr, data))
+        self._engine.drop_code(0, 0, False)
+
+
+def reachable(cpu: CpuState, page: Page | None) -> bool:
+    """The processor could execute there as it is now: what Engine.drop_code asks for (no SMEP on our models)."""
+    return page is not None and page.executable and (page.user or cpu.cpl < 3)

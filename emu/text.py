@@ -1,0 +1,187 @@
+"""Sole owner of armed places: int3 bytes, by physical address, and PC hooks, by virtual address.
+
+Rules: the machine's thread only. An address may have several owners (the probe engine, a debugger, the machine itself);
+its byte changes with the first and the last. Nobody reads guest code without `reveal` or writes it without `cover`, so
+that no int3 of ours is ever seen and none is lost under a write of a debugger's. A PC hook costs the whole engine (one
+15 %, fifty 5x: measured), so INT3 is the rule and HOOK is for what is not mapped or must not be touched.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from emu.cpustate import CpuState
+from emu.engine import Engine
+from emu.iface import BackEnd, MemoryFault
+from emu.memory import reachable
+from emu.paging import walk
+from emu.ram import Ram
+
+INT3 = 0xCC
+
+
+@dataclass(slots=True)
+class Place:
+    """One armed address. `paddr` and `original` belong to INT3 and are -1 for a PC hook."""
+
+    vaddr: int
+    back_end: BackEnd
+    owners: list[object] = field(default_factory=list)
+    paddr: int = -1
+    original: int = -1
+
+
+class ArmedText:
+    """Implements iface.Text."""
+
+    def __init__(self, ram: Ram, cpu: CpuState, engine: Engine, on_hook: Callable[[int], None]) -> None:
+        self._ram = ram
+        self._cpu = cpu
+        self._engine = engine
+        self._on_hook = on_hook
+        self._places: dict[tuple[int, BackEnd], Place] = {}
+        self._bytes: dict[int, Place] = {}  # INT3 places by physical address; aliases share the first one's byte
+        self._paddrs: list[int] = []
+
+    # ------------------------------------------------------------------------------------------- arming and disarming
+
+    def arm(self, vaddr: int, owner: object, back_end: BackEnd) -> None:
+        """MemoryFault where INT3 is asked for and `vaddr` is not mapped now. Idempotent per (vaddr, owner)."""
+        place = self._places.get((vaddr, back_end))
+        if place is None:
+            place = self._arm_byte(vaddr) if back_end is BackEnd.INT3 else self._arm_hook(vaddr)
+            self._places[vaddr, back_end] = place
+        if not any(known is owner for known in place.owners):
+            place.owners.append(owner)
+
+    def disarm(self, vaddr: int, owner: object) -> None:
+        """Of both back ends; no error where it is not armed."""
+        for back_end in BackEnd:
+            place = self._places.get((vaddr, back_end))
+            if place is None:
+                continue
+            place.owners = [known for known in place.owners if known is not owner]
+            if not place.owners:
+                del self._places[vaddr, back_end]
+                self._drop_place(place)
+
+    def disarm_all(self, owner: object) -> None:
+        """Everything of an owner: a debugger that went away."""
+        for vaddr, _ in list(self._places):
+            self.disarm(vaddr, owner)
+
+    def owners(self, vaddr: int) -> list[object]:
+        """Of both back ends."""
+        return [owner for back_end in BackEnd if (p := self._places.get((vaddr, back_end))) for owner in p.owners]
+
+    def place_at(self, vaddr: int) -> Place | None:
+        """The int3 place that a trap at `vaddr` comes from, through whichever mapping it was armed."""
+        place = self._places.get((vaddr, BackEnd.INT3))
+        page = walk(self._ram, self._cpu.tables(), vaddr)
+        if page is None:
+            return None
+        return place if place is not None and place.paddr == page.paddr else self._bytes.get(page.paddr)
+
+    def hooked(self, vaddr: int) -> Place | None:
+        return self._places.get((vaddr, BackEnd.HOOK))
+
+    def has_byte(self, vaddr: int) -> bool:
+        return (vaddr, BackEnd.INT3) in self._places
+
+    def _arm_byte(self, vaddr: int) -> Place:
+        page = walk(self._ram, self._cpu.tables(), vaddr)
+        if page is None or page.paddr >= self._ram.size:
+            raise MemoryFault(vaddr, "arm a breakpoint in")
+        known = self._bytes.get(page.paddr)
+        place = Place(vaddr, BackEnd.INT3, paddr=page.paddr)
+        if known is not None:  # the same byte through another mapping
+            place.original = known.original
+            return place
+        place.original = self._ram.map[page.paddr]
+        self._bytes[page.paddr] = place
+        bisect.insort(self._paddrs, page.paddr)
+        self._poke(place, INT3)
+        return place
+
+    def _arm_hook(self, vaddr: int) -> Place:
+        self._engine.add_pc_hook(vaddr, lambda: self._on_hook(vaddr))
+        self._drop_code(vaddr)
+        return Place(vaddr, BackEnd.HOOK)
+
+    def _drop_place(self, place: Place) -> None:
+        if place.back_end is BackEnd.HOOK:
+            self._engine.remove_pc_hook(place.vaddr)
+            self._drop_code(place.vaddr)
+            return
+        heir = next((p for p in self._places.values() if p.paddr == place.paddr), None)
+        if heir is not None:
+            heir.original = self._bytes[place.paddr].original
+            self._bytes[place.paddr] = heir
+            return
+        kept = self._bytes.pop(place.paddr)
+        self._paddrs.remove(place.paddr)
+        self._poke(place, kept.original)
+
+    def _poke(self, place: Place, byte: int) -> None:
+        self._ram.map[place.paddr] = byte
+        self._drop_code(place.vaddr)
+
+    def _drop_code(self, vaddr: int) -> None:
+        page = walk(self._ram, self._cpu.tables(), vaddr)
+        self._engine.drop_code(vaddr, 1, reachable(self._cpu, page))
+
+    # --------------------------------------------------------------------------------------------- around one address
+
+    def lift(self, place: Place) -> None:
+        """Put the guest's byte back for one execution; `settle` follows."""
+        self._poke(place, self._bytes[place.paddr].original)
+
+    def settle(self, place: Place) -> None:
+        if place.paddr in self._bytes:
+            self._poke(place, INT3)
+
+    # ------------------------------------------------------------------------------------------- what others may see
+
+    def _covered(self, paddr: int, size: int) -> list[int]:
+        low = bisect.bisect_left(self._paddrs, paddr)
+        return self._paddrs[low : bisect.bisect_left(self._paddrs, paddr + size, low)]
+
+    def reveal(self, paddr: int, data: bytes) -> bytes:
+        """`data` read from `paddr`, with the guest's bytes where ours stand."""
+        covered = self._covered(paddr, len(data))
+        if not covered:
+            return data
+        shown = bytearray(data)
+        for at in covered:
+            if shown[at - paddr] == INT3:  # else the guest has written over it: its byte is the truth
+                shown[at - paddr] = self._bytes[at].original
+        return bytes(shown)
+
+    def cover(self, paddr: int, data: bytes) -> bytes:
+        """`data` about to be written to `paddr`: armed bytes stay int3 and remember the new value."""
+        covered = self._covered(paddr, len(data))
+        if not covered:
+            return data
+        written = bytearray(data)
+        for at in covered:
+            self._bytes[at].original = written[at - paddr]
+            written[at - paddr] = INT3
+        return bytes(written)
+
+    def armed_bytes(self) -> dict[int, int]:
+        """Physical address -> the guest's byte, for hashes and snapshots."""
+        return {paddr: place.original for paddr, place in self._bytes.items() if self._ram.map[paddr] == INT3}
+
+    def rearm(self) -> None:
+        """After RAM was replaced: put every place that is mapped there back over the new bytes."""
+        places = [(p.vaddr, p.back_end, p.owners) for p in self._places.values() if p.back_end is BackEnd.INT3]
+        for vaddr, back_end, _ in places:
+            del self._places[vaddr, back_end]
+        self._bytes.clear()
+        self._paddrs.clear()
+        for vaddr, _, owners in places:
+            mapped = walk(self._ram, self._cpu.tables(), vaddr) is not None
+            for owner in owners:
+                self.arm(vaddr, owner, BackEnd.INT3 if mapped else BackEnd.HOOK)
