@@ -1,0 +1,454 @@
+"""The `monitor` commands: a line of text in, lines of text out.
+
+Rules: synchronous, called in the machine's thread between slices; no protocol, no I/O of its own. A verb is declared
+once, with its grammar, by `@command`; parsing, `help` and the "usage" of a refusal are derived from that grammar. What
+a command works on is a narrow service (`Probes`, `Trace`, `Inspector`, `Snapshots`); where it is None the command says
+so.
+
+A grammar is words separated by spaces: `word` or `one|another` literally, `NAME` one word of the user's, `[NAME]` the
+same but optional, `[OPTIONS]` the options the declaration lists, `DEF` and `FILE` the raw rest of the line: a probe
+definition is the kernel's own line and keeps its spaces and quotes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol, TypeAlias, TypeVar
+
+from emu.iface import Machine, MachineError
+from probes.errors import ProbeError
+
+# ------------------------------------------------------------------------------------------------------------- services
+
+OptionValues: TypeAlias = Mapping[str, "str | bool"]
+
+
+class Probes(Protocol):
+    """The probe engine as a person uses it. Every method answers with lines to show and may raise ProbeError."""
+
+    def add(self, kind: str, definition: str, options: OptionValues) -> Sequence[str]:
+        """Register a probe of `kind` ("kprobe" ...); `options` are the names without dashes, True for a bare one."""
+        ...
+
+    def list(self) -> Sequence[str]: ...
+
+    def info(self, name: str) -> Sequence[str]: ...
+
+    def enable(self, pattern: str) -> Sequence[str]:
+        """`pattern` is a name, a glob or "all", here and below."""
+        ...
+
+    def disable(self, pattern: str) -> Sequence[str]: ...
+
+    def delete(self, pattern: str) -> Sequence[str]: ...
+
+
+class Trace(Protocol):
+    """The ring of records that probe hits are written to."""
+
+    def lines(self, count: int | None) -> Sequence[str]:
+        """The last `count` records (None: all), rendered as ftrace does, with its header."""
+        ...
+
+    def clear(self) -> None: ...
+
+    def enable(self, on: bool) -> None:
+        """Recording on or off; hits are counted either way."""
+        ...
+
+    def save(self, path: str) -> Sequence[str]:
+        """Write all records to a host file; MachineError or ProbeError where that is refused or fails."""
+        ...
+
+    def stream(self, sink: Callable[[str], None] | None) -> None:
+        """From now on give each record's line to `sink`, in the machine's thread; None ends it."""
+        ...
+
+
+class Inspector(Protocol):
+    """What the machine can tell about itself."""
+
+    def lines(self, topic: str) -> Sequence[str]:
+        """`topic` is one of TOPICS; MachineError where this machine has no such part."""
+        ...
+
+
+class Snapshots(Protocol):
+    """Named states of the machine. Every method answers with lines to show and may raise MachineError."""
+
+    def save(self, name: str) -> Sequence[str]: ...
+
+    def restore(self, name: str) -> Sequence[str]: ...
+
+    def list(self) -> Sequence[str]: ...
+
+
+TOPICS: Final = ("registers", "mem", "tlb", "pic", "timers", "stats")
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What the commands work on. `disassemble(paddr, count)` gives one line an instruction; `quit` ends the program."""
+
+    machine: Machine
+    probes: Probes | None = None
+    trace: Trace | None = None
+    inspector: Inspector | None = None
+    snapshots: Snapshots | None = None
+    disassemble: Callable[[int, int], Sequence[str]] | None = None
+    quit: Callable[[], None] | None = None
+
+
+# ------------------------------------------------------------------------------------------------------------- grammar
+
+
+class CommandError(Exception):
+    """A command that is refused; the text, which may have several lines, is for the user."""
+
+
+@dataclass(slots=True)
+class Arguments:
+    """What a line gave for its grammar: `words` by the grammar's own token, `choice` the last `one|another` taken."""
+
+    words: dict[str, str] = field(default_factory=dict)
+    choice: str = ""
+    options: dict[str, str | bool] = field(default_factory=dict)
+    stream: Callable[[str], None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A declared command. `options` maps an option's name to what stands for its value, or None for a bare one."""
+
+    grammar: str
+    help: str
+    options: Mapping[str, str | None]
+    method: str
+
+    @property
+    def verb(self) -> str:
+        """The first word, without what is glued to it by `/`."""
+        return self.grammar.split()[0].partition("/")[0]
+
+
+Handler = TypeVar("Handler", bound=Callable[..., Sequence[str]])
+_MARK = "_command_declarations"
+_RAW = ("DEF", "FILE")
+_WORD = re.compile(r"\s*(\S+)")
+
+
+def command(
+    grammar: str, help_text: str, options: Mapping[str, str | None] | None = None
+) -> Callable[[Handler], Handler]:
+    """Declare the decorated method the handler of `grammar`; may be given several times on one method."""
+
+    def mark(handler: Handler) -> Handler:
+        declared = Command(grammar, help_text, options or {}, handler.__name__)
+        setattr(handler, _MARK, (declared, *getattr(handler, _MARK, ())))
+        return handler
+
+    return mark
+
+
+def _match(command: Command, line: str) -> Arguments | None:
+    """What `line` says in the grammar of `command`, None where it has another shape; CommandError for a bad option."""
+    arguments = Arguments()
+    rest = line
+    for token in command.grammar.split():
+        name = token.strip("[]")
+        if token == "[OPTIONS]":
+            rest = _take_options(command, rest, arguments)
+            continue
+        if name in _RAW:
+            if not rest.strip():
+                return None
+            arguments.words[name], rest = rest.strip(), ""
+            continue
+        match = _WORD.match(rest)
+        if match is None:
+            if token != name:
+                continue
+            return None
+        word, rest = match[1], rest[match.end() :]
+        literal, slash, glued = name.partition("/")
+        if slash:
+            word, _, arguments.words[glued] = word.partition("/")
+        if literal.islower():
+            if word not in literal.split("|"):
+                return None
+            arguments.choice = word
+        else:
+            arguments.words[name] = word
+    return None if rest.strip() else arguments
+
+
+def _take_options(command: Command, rest: str, arguments: Arguments) -> str:
+    while (match := _WORD.match(rest)) is not None and match[1].startswith("--"):
+        name = match[1][2:]
+        if name not in command.options:
+            raise CommandError(f"no option --{name} here{_did_you_mean(name, command.options, '--')}")
+        rest = rest[match.end() :]
+        if command.options[name] is None:
+            arguments.options[name] = True
+            continue
+        value = _WORD.match(rest)
+        if value is None:
+            raise CommandError(f"--{name} needs {command.options[name]}")
+        arguments.options[name] = value[1]
+        rest = rest[value.end() :]
+    return rest
+
+
+def _did_you_mean(word: str, known: Mapping[str, object] | Sequence[str], prefix: str = "") -> str:
+    close = difflib.get_close_matches(word, list(known), n=3)
+    return f"; did you mean {', '.join(prefix + name for name in close)}?" if close else ""
+
+
+# ------------------------------------------------------------------------------------------------------------ commands
+
+_MAX_SYMBOLS = 500
+_MAX_DUMP = 0x10000
+_FORMAT = re.compile(r"(\d*)([xduoci]?)([bhwg]?)([xduoci]?)")
+_SIZES = {"b": 1, "h": 2, "w": 4, "g": 8}
+_KPROBE_OPTIONS = {"disabled": None, "arm": "int3|hook"}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a command said. `refused` where it was not carried out: then the lines are the reason."""
+
+    lines: tuple[str, ...]
+    refused: bool = False
+
+
+class Monitor:
+    """The commands over one set of services, shared by all connections; it remembers only who the trace streams to."""
+
+    commands: Sequence[Command]
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._streaming: Callable[[str], None] | None = None
+        self.commands = _declared(type(self))
+
+    def execute(self, line: str, stream: Callable[[str], None] | None = None) -> Answer:
+        """Carry out one line. `stream` takes the lines of `trace stream on`, where the client can be sent them."""
+        try:
+            command, arguments = self._parse(line)
+            arguments.stream = stream
+            return Answer(tuple(getattr(self, command.method)(arguments)))
+        except (CommandError, MachineError) as error:
+            return Answer(tuple(str(error).splitlines()), refused=True)
+        except ProbeError as error:
+            return Answer(tuple(error.lines()), refused=True)
+
+    def end_stream(self, sink: Callable[[str], None]) -> None:
+        """End the trace's stream if it goes to `sink`: its client is gone."""
+        if self._streaming == sink:
+            self._trace().stream(None)
+            self._streaming = None
+
+    def _parse(self, line: str) -> tuple[Command, Arguments]:
+        verb = (line.split() or ["help"])[0].partition("/")[0]
+        candidates = [command for command in self.commands if command.verb == verb]
+        if not candidates:
+            known = list(dict.fromkeys(command.verb for command in self.commands))
+            raise CommandError(f"unknown command {verb!r}{_did_you_mean(verb, known)} (try `help`)")
+        for command in candidates:
+            arguments = _match(command, line or "help")
+            if arguments is not None:
+                return command, arguments
+        raise CommandError("usage: " + "\n       ".join(command.grammar for command in candidates))
+
+    @command("help [COMMAND]", "the commands, or all about one of them")
+    def help(self, arguments: Arguments) -> Sequence[str]:
+        verb = arguments.words.get("COMMAND")
+        chosen = [command for command in self.commands if verb in (None, command.verb)]
+        if not chosen:
+            known = [command.verb for command in self.commands]
+            raise CommandError(f"no command {verb!r}{_did_you_mean(str(verb), known)}")
+        lines = []
+        for command in chosen:
+            lines.append(f"{command.grammar:<42} {command.help}")
+            if verb is not None and command.options:
+                shown = (f"--{name} {value}" if value else f"--{name}" for name, value in command.options.items())
+                lines.append("  OPTIONS: " + "  ".join(shown))
+        return lines
+
+    @command(f"info {'|'.join(TOPICS)}", "the machine's own state")
+    def info(self, arguments: Arguments) -> Sequence[str]:
+        return _need(self._services.inspector, "this machine cannot be inspected").lines(arguments.choice)
+
+    @command("xp/FMT ADDR", "physical memory; FMT is a count, a format of x d u o c i and a size of b h w g")
+    def physical_memory(self, arguments: Arguments) -> Sequence[str]:
+        count, style, size = _parse_format(arguments.words["FMT"])
+        address = self._address(arguments.words["ADDR"])
+        if style == "i":
+            disassemble = _need(self._services.disassemble, "format i is not available here; use x/i in gdb")
+            return disassemble(address, count)
+        if count * size > _MAX_DUMP:
+            raise CommandError(f"at most {_MAX_DUMP} bytes at a time")
+        data = self._services.machine.memory.read_physical(address, count * size)
+        return _dump(address, data, style, size)
+
+    @command("symbols GLOB", "symbols whose name matches")
+    def symbols(self, arguments: Arguments) -> Sequence[str]:
+        table = self._services.machine.symbols
+        pattern = arguments.words["GLOB"]
+        found = table.glob(pattern)
+        if not found:
+            raise CommandError(f"no symbol matches {pattern!r}{_suggestion(table.suggest(pattern))}")
+        lines = [f"{symbol.address:016x} {symbol.size:6d} {symbol.name}" for symbol in found[:_MAX_SYMBOLS]]
+        if len(found) > _MAX_SYMBOLS:
+            lines.append(f"... and {len(found) - _MAX_SYMBOLS} more")
+        return lines
+
+    @command("snapshot save|restore NAME", "keep the machine's whole state under a name, or go back to it")
+    def snapshot(self, arguments: Arguments) -> Sequence[str]:
+        snapshots = self._snapshots()
+        act = snapshots.save if arguments.choice == "save" else snapshots.restore
+        return act(arguments.words["NAME"])
+
+    @command("snapshot list", "the states kept")
+    def snapshot_list(self, _arguments: Arguments) -> Sequence[str]:
+        return self._snapshots().list()
+
+    @command("kprobe add [OPTIONS] DEF", "register a probe: the kernel's kprobe_events line", _KPROBE_OPTIONS)
+    def probe_add(self, arguments: Arguments) -> Sequence[str]:
+        return self._probes().add("kprobe", arguments.words["DEF"], arguments.options)
+
+    @command("kprobe list", "the probes, their state and hits")
+    def probe_list(self, _arguments: Arguments) -> Sequence[str]:
+        return self._probes().list()
+
+    @command("kprobe info NAME", "all about one probe")
+    def probe_info(self, arguments: Arguments) -> Sequence[str]:
+        return self._probes().info(arguments.words["NAME"])
+
+    @command("kprobe enable|disable|del NAME|GLOB|all", "switch probes on or off, or remove them")
+    def probe_change(self, arguments: Arguments) -> Sequence[str]:
+        probes = self._probes()
+        act = {"enable": probes.enable, "disable": probes.disable, "del": probes.delete}[arguments.choice]
+        return act(arguments.words["NAME|GLOB|all"])
+
+    @command("trace save FILE", "write the trace to a host file")
+    def trace_save(self, arguments: Arguments) -> Sequence[str]:
+        return self._trace().save(arguments.words["FILE"])
+
+    @command("trace stream on|off", "show records as they come, while the guest runs")
+    def trace_stream(self, arguments: Arguments) -> Sequence[str]:
+        sink = None
+        if arguments.choice == "on":
+            sink = _need(arguments.stream, "this client cannot be sent lines while the guest runs")
+        self._trace().stream(sink)
+        self._streaming = sink
+        return []
+
+    @command("trace clear|on|off", "empty the trace; record hits in it or not")
+    def trace_switch(self, arguments: Arguments) -> Sequence[str]:
+        if arguments.choice == "clear":
+            self._trace().clear()
+        else:
+            self._trace().enable(arguments.choice == "on")
+        return []
+
+    @command("trace [N]", "the trace, or its last N records")
+    def trace(self, arguments: Arguments) -> Sequence[str]:
+        count = arguments.words.get("N")
+        if count is not None and not count.isdecimal():
+            raise CommandError(f"trace: {count!r} is no number of records")
+        return self._trace().lines(None if count is None else int(count))
+
+    @command("quit", "end the machine and this program")
+    def quit(self, _arguments: Arguments) -> Sequence[str]:
+        _need(self._services.quit, "quit is not available here")()
+        return []
+
+    def _probes(self) -> Probes:
+        return _need(self._services.probes, "this machine has no probe engine")
+
+    def _trace(self) -> Trace:
+        return _need(self._services.trace, "this machine has no trace")
+
+    def _snapshots(self) -> Snapshots:
+        return _need(self._services.snapshots, "snapshots are not available here")
+
+    def _address(self, text: str) -> int:
+        """Physical address: a number as C writes it, or where SYMBOL or SYMBOL+OFFSET is mapped now."""
+        number = _number(text)
+        if number is not None:
+            return number
+        name, _, tail = text.partition("+")
+        offset = _number(tail or "0")
+        if offset is None:
+            raise CommandError(f"{tail!r} is no offset")
+        table = self._services.machine.symbols
+        found = table.lookup(name)
+        if not found:
+            raise CommandError(f"no symbol {name!r}{_suggestion(table.suggest(name))}")
+        vaddr = found[0].address + offset
+        paddr = self._services.machine.memory.translate(vaddr)
+        if paddr is None:
+            raise CommandError(f"{text} ({vaddr:#x}) is not mapped now")
+        return paddr
+
+
+def _number(text: str) -> int | None:
+    """`text` as a decimal or 0x number below 2**64, or None."""
+    if re.fullmatch(r"0[xX][0-9a-fA-F]{1,16}", text):
+        return int(text, 16)
+    return int(text) if re.fullmatch(r"[0-9]{1,19}", text) else None
+
+
+Service = TypeVar("Service")
+
+
+def _need(service: Service | None, reason: str) -> Service:
+    if service is None:
+        raise CommandError(reason)
+    return service
+
+
+def _suggestion(names: Sequence[str]) -> str:
+    return f"; did you mean {', '.join(names[:3])}?" if names else ""
+
+
+def _declared(owner: type) -> list[Command]:
+    return [command for member in vars(owner).values() for command in getattr(member, _MARK, ())]
+
+
+def _parse_format(text: str) -> tuple[int, str, int]:
+    """Count, style and size in bytes of "16xw", "4gx", "i" or ""; defaults 1, x, w."""
+    match = _FORMAT.fullmatch(text)
+    if match is None or (match[2] and match[4]) or len(match[1]) > 6:
+        raise CommandError(f"format /{text}: a count, then one of x d u o c i, then one of b h w g")
+    style = match[2] or match[4] or "x"
+    size = 1 if style == "c" else _SIZES[match[3] or "w"]
+    return int(match[1] or 1), style, size
+
+
+def _dump(address: int, data: bytes, style: str, size: int) -> list[str]:
+    """Rows of `data` as QEMU's `x` prints them."""
+    per_row = (8 if size == 1 else 16) // size
+    items = [data[offset : offset + size] for offset in range(0, len(data), size)]
+    return [
+        f"{address + start * size:016x}: "
+        + " ".join(_show(item, style, size) for item in items[start : start + per_row])
+        for start in range(0, len(items), per_row)
+    ]
+
+
+def _show(item: bytes, style: str, size: int) -> str:
+    value = int.from_bytes(item, "little", signed=style == "d")
+    match style:
+        case "x":
+            return f"0x{value:0{size * 2}x}"
+        case "o":
+            return f"0{value:o}"
+        case "c":
+            return repr(chr(value))
+        case _:
+            return str(value)

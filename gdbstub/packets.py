@@ -1,0 +1,158 @@
+"""The packets a session answers, declared on their handlers, and the parsing of their fields.
+
+Rules: no protocol state and no machine here. A packet exists because a method carries `@packet`; dispatch and what the
+stub announces are taken from the same declarations, so that it cannot promise what nobody handles.
+"""
+
+from __future__ import annotations
+
+import binascii
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+Owner = TypeVar("Owner")
+Handler = TypeVar("Handler", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """One packet of the table.
+
+    `feature` is its word in our qSupported reply. With `negotiated`, that word is said only to a client that said it.
+    `anytime` packets are answered while the guest runs, and to a client that is not (yet) the debugger. A packet whose
+    attribute `requires` of the session is None is unknown to that session and not announced.
+    """
+
+    name: str
+    feature: str | None = None
+    negotiated: bool = False
+    anytime: bool = False
+    requires: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A declaration with the attribute name of its handler."""
+
+    declaration: Declaration
+    method: str
+
+
+_MARK = "_packet_declarations"
+
+
+def packet(
+    name: str,
+    *,
+    feature: str | None = None,
+    negotiated: bool = False,
+    anytime: bool = False,
+    requires: str | None = None,
+) -> Callable[[Handler], Handler]:
+    """Declare the decorated method the handler of packet `name`; may be given several times on one method.
+
+    The handler is called with what follows the name, without the separator. Names are whole words: "vCont" does not
+    catch "vContX"; "qXfer:features:read" and "vFile:open" are names too.
+    """
+    declaration = Declaration(name, feature, negotiated, anytime, requires)
+
+    def mark(handler: Handler) -> Handler:
+        setattr(handler, _MARK, (declaration, *getattr(handler, _MARK, ())))
+        return handler
+
+    return mark
+
+
+_SEPARATORS = re.compile(rb"[:;,]")
+_LONGEST = 3  # separators looked at: "qXfer:features:read:..."
+
+
+class PacketTable(Generic[Owner]):
+    """All declarations of a class, for look-up and for qSupported."""
+
+    def __init__(self, owner: type[Owner]) -> None:
+        self._entries: dict[bytes, Entry] = {}
+        for attribute, member in vars(owner).items():
+            for declaration in getattr(member, _MARK, ()):
+                name = declaration.name.encode()
+                if name in self._entries:
+                    raise TypeError(f"packet {declaration.name!r} is declared twice")
+                self._entries[name] = Entry(declaration, attribute)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self._entries.values())
+
+    def find(self, owner: Owner, payload: bytes) -> tuple[Entry, bytes] | None:
+        """The entry for `payload` and what follows the name, or None for a packet `owner` does not know."""
+        for name, rest in _splits(payload):
+            entry = self._entries.get(name)
+            if entry is not None:
+                return (entry, rest) if self._available(owner, entry.declaration) else None
+        return None
+
+    def features(self, owner: Owner, announced: frozenset[str]) -> list[str]:
+        """The words of a qSupported reply to a client that `announced` these."""
+        return [
+            declaration.feature
+            for declaration in (entry.declaration for entry in self)
+            if declaration.feature is not None
+            and self._available(owner, declaration)
+            and (not declaration.negotiated or declaration.feature in announced)
+        ]
+
+    @staticmethod
+    def _available(owner: Owner, declaration: Declaration) -> bool:
+        return declaration.requires is None or getattr(owner, declaration.requires) is not None
+
+
+def _splits(payload: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Ways to read `payload` as a name and the rest, longest name first."""
+    if payload[:1] not in (b"q", b"Q", b"v", b"j", b"_"):
+        yield payload[:2], payload[2:].removeprefix(b",")
+        yield payload[:1], payload[1:]
+        return
+    yield payload, b""
+    ends = [match.start() for match, _ in zip(_SEPARATORS.finditer(payload), range(_LONGEST), strict=False)]
+    for end in reversed(ends):
+        yield payload[:end], payload[end + 1 :]
+
+
+# --------------------------------------------------------------------------------------------------------------- fields
+
+
+class PacketError(Exception):
+    """A packet that cannot be carried out; the text goes to a client that shows such texts, E01 to others."""
+
+
+_NUMBER = re.compile(rb"[0-9a-fA-F]{1,16}")
+
+
+def number(text: bytes) -> int:
+    """A hexadecimal number of at most 64 bits; PacketError for anything else (int() would take signs and spaces)."""
+    if _NUMBER.fullmatch(text) is None:
+        raise PacketError("a hexadecimal number is expected")
+    return int(text, 16)
+
+
+def fields(text: bytes, count: int) -> list[bytes]:
+    """Exactly `count` fields between commas."""
+    parts = text.split(b",")
+    if len(parts) != count:
+        raise PacketError(f"{count} fields are expected, not {len(parts)}")
+    return parts
+
+
+def pair(text: bytes) -> tuple[int, int]:
+    """Two numbers: an address and a length, an offset and a length, a range."""
+    first, second = fields(text, 2)
+    return number(first), number(second)
+
+
+def unhex(text: bytes) -> bytes:
+    """The bytes that pairs of hexadecimal digits say."""
+    try:
+        return binascii.unhexlify(text)
+    except binascii.Error as error:
+        raise PacketError("pairs of hexadecimal digits are expected") from error

@@ -1,0 +1,527 @@
+"""One debugger's view of the machine: a packet's payload in, what to do about it out.
+
+Rules: synchronous, in the machine's thread (all but `needs_target` and `take_output`, which touch no machine); no
+sockets, no framing. A session never runs the guest on its own: it answers `Resume`, its owner calls `advance` until a
+stop is had and sends what `stopped` makes of it. This is the only place where an error becomes `E nn`.
+
+What the wire says of the machine: one process, 1, whose threads are the CPUs, numbered from 1. Source: GDB manual,
+appendix E.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from emu.arch import Arch, Register, target_xml
+from emu.iface import Breakpoint, Machine, MachineError, MemoryFault, Step, Stop
+from gdbstub import stops
+from gdbstub.files import FileError, FileTree, OpenFiles
+from gdbstub.monitor import Monitor
+from gdbstub.packets import PacketError, PacketTable, fields, number, packet, pair, unhex
+from gdbstub.rsp import MAX_PACKET, fit
+
+MONITOR_STATUS: Final = "monitor-status+"
+"""Our own feature word: a client that says it gets E01 after the text of a refused `qRcmd`, where gdb gets OK."""
+
+MAX_BREAKPOINTS: Final = 4096
+MAX_WAITING_LINES: Final = 4096  # of a trace stream the client does not keep up with; the oldest go first
+PROCESS: Final = 1
+THREAD: Final = 1
+
+# -------------------------------------------------------------------------------------------------------------- actions
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send these payloads, one packet each. With `start_no_ack` nothing is acknowledged from the next packet on."""
+
+    payloads: tuple[bytes, ...]
+    start_no_ack: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Let the guest run through `Session.advance`; the reply is what `Session.stopped` says of the stop.
+
+    `step` is one instruction, or with `stop_range` (first, end) as many as stay inside it.
+    """
+
+    step: bool = False
+    stop_range: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Detach:
+    """Send `payload`; the debugger lets the guest go on."""
+
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """The debugger ends the machine; `payload` is sent first where it isn't None."""
+
+    payload: bytes | None
+
+
+Action: TypeAlias = Send | Resume | Detach | Kill
+
+
+class Session:
+    """The state of one connection, whether it has become the debugger or only asks monitor commands.
+
+    `wake` is called, in the machine's thread, when `take_output` has something. `files` and `monitor` are shared by all
+    sessions; without them their packets do not exist.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        arch: Arch,
+        *,
+        files: FileTree | None = None,
+        monitor: Monitor | None = None,
+        packet_size: int = MAX_PACKET,
+        wake: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.attached = False
+        self.monitor = monitor
+        self.open_files = OpenFiles(files) if files is not None else None
+        self.exec_file = files.exec_file if files is not None else None
+        self._machine = machine
+        self._arch = arch
+        self._packet_size = packet_size
+        self._wake = wake
+        self._client: frozenset[str] = frozenset()
+        self._breakpoints: set[tuple[int, bool]] = set()
+        self._last_stop: Stop | None = None
+        self._output: deque[str] = deque(maxlen=MAX_WAITING_LINES)
+        self._description = target_xml(arch).encode()
+
+    # ------------------------------------------------------------------------------------------------- for the server
+
+    def needs_target(self, payload: bytes) -> bool:
+        """Whether the guest must stand still, and this client be the debugger, for `payload` to be answered."""
+        found = _TABLE.find(self, payload)
+        return found is not None and not found[0].declaration.anytime
+
+    def handle(self, payload: bytes) -> Action:
+        """What to do about a packet. Never raises for anything a client may send."""
+        found = _TABLE.find(self, payload)
+        if found is None:
+            return Send((b"",))
+        entry, rest = found
+        try:
+            result: Action | bytes = getattr(self, entry.method)(rest)
+        except MemoryFault:
+            return Send((b"E14",))  # EFAULT, as QEMU says it; gdb makes its own sentence of it
+        except FileError as error:
+            return Send((b"F-1,%x" % error.errno,))
+        except (PacketError, MachineError) as error:
+            return self.refuse(str(error))
+        return Send((result,)) if isinstance(result, bytes) else result
+
+    def refuse(self, reason: str) -> Send:
+        """An error reply: with the reason for a client that can show it, else E01."""
+        if "error-message+" not in self._client:
+            return Send((b"E01",))
+        # Error texts are not unescaped by gdb, so they must not hold what the wire escapes.
+        return Send((b"E." + re.sub(r"[^ -~]|[#$}*]", "?", reason).encode(),))
+
+    def advance(self, resume: Resume) -> Stop:
+        """Run the guest as `resume` says. To be called again where somebody else's request ended it early."""
+        if not resume.step:
+            return self._machine.run()
+        while True:
+            stop = self._machine.step()
+            if resume.stop_range is None or not isinstance(stop, Step):
+                return stop
+            first, end = resume.stop_range
+            if not first <= stop.pc < end:
+                return stop
+            for hardware in (False, True):
+                if (stop.pc, hardware) in self._breakpoints:
+                    return Breakpoint(stop.pc, hardware)
+
+    def stopped(self, stop: Stop) -> tuple[bytes, ...]:
+        """The payloads that tell of the end of a resume: console text where gdb has no word for it, then the reply."""
+        self._last_stop = stop
+        explanation = stops.explain(stop)
+        return (*self._console(explanation), self._stop_reply(stop))
+
+    def close(self) -> None:
+        """Undo all that this debugger put into the machine. Idempotent."""
+        for vaddr, hardware in self._breakpoints:
+            self._machine.remove_breakpoint(vaddr, hardware)
+        self._breakpoints.clear()
+        self.attached = False
+        if self.monitor is not None:
+            self.monitor.end_stream(self.stream)
+
+    def stream(self, line: str) -> None:
+        """Keep a line for this client: it is sent while the guest runs, when gdb takes console text."""
+        self._output.append(line)
+        self._wake()
+
+    def take_output(self) -> tuple[bytes, ...]:
+        """The payloads of the lines kept since the last call. Any thread."""
+        lines = []
+        while self._output:
+            lines.append(self._output.popleft())
+        return tuple(self._console("".join(line + "\n" for line in lines)))
+
+    # ---------------------------------------------------------------------------------------------------- negotiation
+
+    @packet("qSupported", anytime=True)
+    def _supported(self, rest: bytes) -> bytes:
+        self._client = frozenset(rest.decode("ascii", "replace").split(";"))
+        words = [f"PacketSize={self._packet_size:x}", *_TABLE.features(self, self._client)]
+        return ";".join(dict.fromkeys(words)).encode()
+
+    @packet("QStartNoAckMode", feature="QStartNoAckMode+", anytime=True)
+    def _no_ack(self, _rest: bytes) -> Action:
+        return Send((b"OK",), start_no_ack=True)
+
+    @packet("qSymbol", anytime=True)
+    def _symbol(self, _rest: bytes) -> bytes:
+        return b"OK"  # ends the exchange: nothing is asked of gdb
+
+    @packet("qRcmd", requires="monitor", anytime=True)
+    def _monitor_command(self, rest: bytes) -> Action:
+        assert self.monitor is not None
+        try:
+            line = unhex(rest).decode()
+        except UnicodeDecodeError as error:
+            raise PacketError("a monitor command is UTF-8 text") from error
+        answer = self.monitor.execute(line, self.stream if self.attached else None)
+        end = b"E01" if answer.refused and MONITOR_STATUS in self._client else b"OK"
+        return Send((*self._console("".join(line + "\n" for line in answer.lines)), end))
+
+    # -------------------------------------------------------------------------------------------- processes and threads
+
+    @packet("Hg", feature="multiprocess+", negotiated=True)  # ids are then written pPROCESS.THREAD
+    @packet("Hc")
+    @packet("T")
+    def _thread(self, rest: bytes) -> bytes:
+        _check_thread(rest)
+        return b"OK"
+
+    @packet("qC")
+    def _current_thread(self, _rest: bytes) -> bytes:
+        return b"QC" + self._thread_id
+
+    @packet("qfThreadInfo")
+    def _first_threads(self, _rest: bytes) -> bytes:
+        return b"m" + self._thread_id
+
+    @packet("qsThreadInfo")
+    def _more_threads(self, _rest: bytes) -> bytes:
+        return b"l"
+
+    @packet("qThreadExtraInfo")
+    def _thread_name(self, rest: bytes) -> bytes:
+        _check_thread(rest)
+        return b"CPU 0".hex().encode()
+
+    @packet("qXfer:threads:read", feature="qXfer:threads:read+")
+    def _threads(self, rest: bytes) -> bytes:
+        thread = self._thread_id.decode()
+        document = f'<?xml version="1.0"?>\n<threads><thread id="{thread}" core="0" name="CPU 0"/></threads>\n'
+        return self._part(document.encode(), rest.removeprefix(b":"))
+
+    @packet("qAttached")
+    def _was_attached(self, _rest: bytes) -> bytes:
+        return b"1"  # gdb's quit then detaches: the machine goes on
+
+    @packet("?")
+    def _why(self, _rest: bytes) -> bytes:
+        return self._stop_reply(self._last_stop)
+
+    @packet("D")
+    def _detach(self, _rest: bytes) -> Action:
+        return Detach(b"OK")
+
+    @packet("k")
+    def _kill(self, _rest: bytes) -> Action:
+        return Kill(None)
+
+    @packet("vKill")
+    def _kill_process(self, rest: bytes) -> Action:
+        if number(rest) != PROCESS:
+            raise PacketError("no such process")
+        return Kill(b"OK")
+
+    # ----------------------------------------------------------------------------------------------------- run control
+
+    @packet("c")
+    def _continue(self, rest: bytes) -> Action:
+        self._jump(rest)
+        return Resume()
+
+    @packet("C")
+    def _continue_signalled(self, rest: bytes) -> Action:
+        return self._continue(rest.partition(b";")[2])
+
+    @packet("s")
+    def _step(self, rest: bytes) -> Action:
+        self._jump(rest)
+        return Resume(step=True)
+
+    @packet("S")
+    def _step_signalled(self, rest: bytes) -> Action:
+        return self._step(rest.partition(b";")[2])
+
+    def _jump(self, address: bytes) -> None:
+        if address:
+            self._machine.registers.write(self._arch.pc, number(address))
+
+    @packet("vCont?", feature="vContSupported+", anytime=True)
+    def _resume_actions(self, _rest: bytes) -> bytes:
+        return b"vCont;c;C;s;S;r"
+
+    @packet("vCont")
+    def _resume(self, rest: bytes) -> Action:
+        """The first action that names our thread counts. Signals have no meaning to a processor and are dropped."""
+        for item in rest.split(b";"):
+            action, _, thread = item.partition(b":")
+            if thread:
+                _check_thread(thread)
+            match action[:1]:
+                case b"c" | b"C":
+                    return Resume()
+                case b"s" | b"S":
+                    return Resume(step=True)
+                case b"r":
+                    return Resume(step=True, stop_range=pair(action[1:]))
+        raise PacketError("vCont has no action for the thread")
+
+    # ------------------------------------------------------------------------------------------- registers and memory
+
+    @packet("qXfer:features:read", feature="qXfer:features:read+")
+    def _features(self, rest: bytes) -> bytes:
+        annex, _, window = rest.partition(b":")
+        return self._part(self._description, window) if annex == b"target.xml" else b"E00"
+
+    @packet("g")
+    def _read_registers(self, _rest: bytes) -> bytes:
+        return self._arch.pack(self._machine.registers.read_many(self._arch.names)).hex().encode()
+
+    @packet("G")
+    def _write_registers(self, rest: bytes) -> bytes:
+        try:
+            values = self._arch.unpack(unhex(rest))
+        except ValueError as error:
+            raise PacketError(str(error)) from error
+        self._machine.registers.write_many(values)
+        return b"OK"
+
+    @packet("p")
+    def _read_register(self, rest: bytes) -> bytes:
+        register = self._register(rest)
+        return self._machine.registers.read(register.name).to_bytes(register.size, "little").hex().encode()
+
+    @packet("P")
+    def _write_register(self, rest: bytes) -> bytes:
+        index, _, value = rest.partition(b"=")
+        register = self._register(index)
+        data = unhex(value)
+        if len(data) != register.size:
+            raise PacketError(f"{register.name} has {register.size} bytes, not {len(data)}")
+        self._machine.registers.write(register.name, int.from_bytes(data, "little"))
+        return b"OK"
+
+    @packet("m")
+    def _read_hex(self, rest: bytes) -> bytes:
+        vaddr, size = pair(rest)
+        if size == 0:
+            raise PacketError("no bytes asked for")
+        return self._read(vaddr, min(size, self._packet_size // 2)).hex().encode()
+
+    @packet("x", feature="binary-upload+")
+    def _read_binary(self, rest: bytes) -> bytes:
+        vaddr, size = pair(rest)
+        return b"b" + fit(self._read(vaddr, min(size, self._packet_size - 1)), self._packet_size - 1)
+
+    @packet("M")
+    def _write_hex(self, rest: bytes) -> bytes:
+        place, _, data = rest.partition(b":")
+        return self._write(place, unhex(data))
+
+    @packet("X")
+    def _write_binary(self, rest: bytes) -> bytes:
+        place, _, data = rest.partition(b":")
+        return self._write(place, data)
+
+    # ----------------------------------------------------------------------------------------------------- breakpoints
+
+    @packet("Z0", feature="swbreak+", negotiated=True)  # the reason word of its stops
+    def _insert_software(self, rest: bytes) -> bytes:
+        return self._insert(rest, hardware=False)
+
+    @packet("Z1", feature="hwbreak+", negotiated=True)
+    def _insert_hardware(self, rest: bytes) -> bytes:
+        return self._insert(rest, hardware=True)
+
+    @packet("z0")
+    def _remove_software(self, rest: bytes) -> bytes:
+        return self._remove(rest, hardware=False)
+
+    @packet("z1")
+    def _remove_hardware(self, rest: bytes) -> bytes:
+        return self._remove(rest, hardware=True)
+
+    def _insert(self, rest: bytes, *, hardware: bool) -> bytes:
+        vaddr = _breakpoint_address(rest)
+        if len(self._breakpoints) >= MAX_BREAKPOINTS and (vaddr, hardware) not in self._breakpoints:
+            raise PacketError(f"no more than {MAX_BREAKPOINTS} breakpoints")
+        self._machine.insert_breakpoint(vaddr, hardware)
+        self._breakpoints.add((vaddr, hardware))
+        return b"OK"
+
+    def _remove(self, rest: bytes, *, hardware: bool) -> bytes:
+        vaddr = _breakpoint_address(rest)
+        if (vaddr, hardware) in self._breakpoints:
+            self._machine.remove_breakpoint(vaddr, hardware)
+            self._breakpoints.discard((vaddr, hardware))
+        return b"OK"
+
+    # ----------------------------------------------------------------------------------------------------------- files
+
+    @packet("qXfer:exec-file:read", feature="qXfer:exec-file:read+", requires="exec_file")
+    def _exec_file(self, rest: bytes) -> bytes:
+        assert self.exec_file is not None
+        _process, _, window = rest.partition(b":")
+        return self._part(self.exec_file.encode(), window)
+
+    @packet("vFile:setfs", requires="open_files")
+    def _file_system(self, _rest: bytes) -> bytes:
+        return b"F0"  # every process sees the one tree
+
+    @packet("vFile:open", requires="open_files")
+    def _file_open(self, rest: bytes) -> bytes:
+        path, flags, _mode = fields(rest, 3)
+        return b"F%x" % self._files.open(_path(path), number(flags))
+
+    @packet("vFile:close", requires="open_files")
+    def _file_close(self, rest: bytes) -> bytes:
+        self._files.close(number(rest))
+        return b"F0"
+
+    @packet("vFile:pread", requires="open_files")
+    def _file_read(self, rest: bytes) -> bytes:
+        descriptor, count, offset = (number(text) for text in fields(rest, 3))
+        data = self._files.pread(descriptor, min(count, self._packet_size), offset)
+        return _file_data(fit(data, self._packet_size - len("F20000;")))
+
+    @packet("vFile:fstat", requires="open_files")
+    def _file_fstat(self, rest: bytes) -> bytes:
+        return _file_data(self._files.fstat(number(rest)))
+
+    @packet("vFile:stat", requires="open_files")
+    @packet("vFile:lstat", requires="open_files")
+    def _file_stat(self, rest: bytes) -> bytes:
+        return _file_data(self._files.stat(_path(rest)))
+
+    @packet("vFile:readlink", requires="open_files")
+    def _file_link(self, rest: bytes) -> bytes:
+        return _file_data(self._files.readlink(_path(rest)))
+
+    @property
+    def _files(self) -> OpenFiles:
+        assert self.open_files is not None
+        return self.open_files
+
+    # --------------------------------------------------------------------------------------------------------- helpers
+
+    @property
+    def _multi(self) -> bool:
+        return "multiprocess+" in self._client
+
+    @property
+    def _thread_id(self) -> bytes:
+        return b"p%x.%x" % (PROCESS, THREAD) if self._multi else b"%x" % THREAD
+
+    def _part(self, document: bytes, window: bytes) -> bytes:
+        """The `offset,length` part of a document as qXfer sends it."""
+        offset, length = pair(window)
+        if offset > len(document):
+            raise PacketError("offset beyond the end of the object")
+        data = fit(document[offset : offset + length], self._packet_size - 1)
+        return (b"m" if offset + len(data) < len(document) else b"l") + data
+
+    def _register(self, text: bytes) -> Register:
+        index = number(text)
+        if index >= len(self._arch.registers):
+            raise PacketError(f"no register {index}")
+        return self._arch.registers[index]
+
+    def _read(self, vaddr: int, size: int) -> bytes:
+        """Memory up to the first byte that is not there; MemoryFault where that is the first."""
+        try:
+            return self._machine.memory.read(vaddr, size)
+        except MemoryFault as fault:
+            if not vaddr < fault.address < vaddr + size:
+                raise
+            return self._machine.memory.read(vaddr, fault.address - vaddr)
+
+    def _write(self, place: bytes, data: bytes) -> bytes:
+        vaddr, size = pair(place)
+        if size != len(data):
+            raise PacketError(f"{size} bytes announced, {len(data)} sent")
+        self._machine.memory.write(vaddr, data)
+        return b"OK"
+
+    def _console(self, text: str) -> Iterator[bytes]:
+        """`text` in as many `O` packets as it takes."""
+        data = text.encode("utf-8", "replace")
+        room = (self._packet_size - 1) // 2
+        for start in range(0, len(data), room):
+            yield b"O" + data[start : start + room].hex().encode()
+
+    def _stop_reply(self, stop: Stop | None) -> bytes:
+        status = stops.exit_status(stop)
+        if status is not None:
+            return b"W%02x%b" % (status & 0xFF, b";process:%x" % PROCESS if self._multi else b"")
+        arch = self._arch
+        expedited = b"".join(
+            b"%02x:%b;" % (arch.numbers[name], value.to_bytes(arch.word_size, "little").hex().encode())
+            for name, value in zip(arch.expedited, self._machine.registers.read_many(arch.expedited), strict=True)
+        )
+        reason = b""
+        if isinstance(stop, Breakpoint):
+            word = "hwbreak" if stop.hardware else "swbreak"
+            reason = word.encode() + b":;" if word + "+" in self._client else b""
+        return b"T%02x%b%bthread:%b;" % (stops.signal(stop), expedited, reason, self._thread_id)
+
+
+_TABLE: Final = PacketTable(Session)
+
+
+# ------------------------------------------------------------------------------------------------------- packet fields
+
+_THREAD_ID = re.compile(rb"(?:p(-1|[0-9a-fA-F]+)(?:\.(-1|[0-9a-fA-F]+))?|(-1|[0-9a-fA-F]+))")
+
+
+def _check_thread(text: bytes) -> None:
+    """PacketError unless the thread id, in either notation, names our thread or any."""
+    match = _THREAD_ID.fullmatch(text)
+    if match is None or not {b"-1", b"0", b"1", b"01", None}.issuperset(match.groups()):
+        raise PacketError("no such thread")
+
+
+def _breakpoint_address(rest: bytes) -> int:
+    """`addr,kind`; the conditions and commands that may follow were not announced, so they are refused, not dropped."""
+    vaddr, _kind = pair(rest)
+    return vaddr
+
+
+def _path(text: bytes) -> str:
+    return unhex(text).decode("utf-8", "surrogateescape")
+
+
+def _file_data(data: bytes) -> bytes:
+    return b"F%x;%b" % (len(data), data)

@@ -1,0 +1,90 @@
+"""What each reason to stop is on the wire: an exit status, a signal of GDB's, a text.
+
+Rules: pure functions over `emu.iface`'s stop reasons. Signals are GDB's numbers (include/gdb/signals.def), which are
+not Linux's.
+"""
+
+from __future__ import annotations
+
+from typing import Final, assert_never
+
+from emu.iface import (
+    Breakpoint,
+    Budget,
+    ConsoleMatch,
+    Defect,
+    GuestExit,
+    Halted,
+    Interrupted,
+    Panic,
+    PowerOff,
+    Reset,
+    Step,
+    Stop,
+    TripleFault,
+)
+
+SIGINT: Final = 2
+SIGTRAP: Final = 5
+SIGABRT: Final = 6
+SIGSEGV: Final = 11
+
+
+def exit_status(stop: Stop | None) -> int | None:
+    """The status that `W` reports for a stop after which there is no guest left to look at, None for the others.
+
+    The numbers are the program's own exit statuses (`gdbstub --help`).
+    """
+    match stop:
+        case PowerOff() | ConsoleMatch():
+            return 0
+        case Budget():
+            return 1
+        case Reset(requested):
+            return 0 if requested else 3
+        case GuestExit(status):
+            return status
+        case None | Breakpoint() | Step() | Interrupted() | Halted() | TripleFault() | Panic() | Defect():
+            return None
+        case _:
+            assert_never(stop)
+
+
+def signal(stop: Stop | None) -> int:
+    """GDB's number of the signal that comes nearest to a stop with the guest still there."""
+    match stop:
+        case Interrupted() | Halted():
+            return SIGINT
+        case Panic() | Defect():
+            return SIGABRT
+        case TripleFault():
+            return SIGSEGV
+        case _:
+            return SIGTRAP
+
+
+def explain(stop: Stop) -> str:
+    """What gdb's own message for a stop leaves out, as console text; empty where there is nothing to add."""
+    match stop:
+        case Breakpoint() | Step() | Interrupted():
+            return ""
+        case Budget(instructions):
+            return f"The budget of {instructions} instructions is used up.\n"
+        case ConsoleMatch(text):
+            return f"The awaited line was printed: {text}\n"
+        case GuestExit(status):
+            return f"The guest's command ended with status {status}.\n"
+        case Reset(requested):
+            return "The guest reset the machine.\n" if requested else "The guest reset without being asked to.\n"
+        case PowerOff():
+            return "The guest switched the machine off.\n"
+        case Halted(pc, reason):
+            return f"The processor is halted at {pc:#x} for good: {reason}.\n"
+        case TripleFault(pc, vector):
+            return f"Triple fault at {pc:#x}; the first exception was vector {vector}.\n"
+        case Panic(_, message):
+            return f"The guest kernel panics: {message}\n"
+        case Defect(pc, report):
+            return f"A defect of this program stopped the guest at {pc:#x}; please report:\n{report}\n"
+        case _:
+            assert_never(stop)
