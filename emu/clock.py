@@ -15,6 +15,8 @@ from emu.iface import MachineError
 
 NS_PER_SECOND = 1_000_000_000
 
+_SKIPPED_BOUND_NS = 1 << 63  # three centuries: a damaged snapshot, not an idle guest
+
 _DEADLINE = attrgetter("_at_ns")
 
 
@@ -96,6 +98,6 @@ class Clock:
     def load(self, state: Mapping[str, object]) -> None:
         """Take over what `state` returned; timers in the queue stay. MachineError where it is no such thing."""
         skipped_ns = state.get("skipped_ns")
-        if not isinstance(skipped_ns, int) or isinstance(skipped_ns, bool) or skipped_ns < 0:
+        if not isinstance(skipped_ns, int) or isinstance(skipped_ns, bool) or not 0 <= skipped_ns < _SKIPPED_BOUND_NS:
             raise MachineError(f"saved state of the clock: skipped_ns is {skipped_ns!r}")
         self._skipped_ns = skipped_ns

@@ -25,6 +25,8 @@ _PERIODIC = (2, 3)
 
 _LOW_BYTE, _HIGH_BYTE, _BOTH = 1, 2, 3  # RW1 and RW0 of the control word
 
+_TICK = Int(-(1 << 63), 1 << 63, optional=True)
+
 # The refresh request that toggles bit 4 of port 0x61: channel 1 as every BIOS programs it, divided by 18.
 _REFRESH_TICKS = 18
 
@@ -51,9 +53,9 @@ class _Counter:
         "gate": FLAG,
         "count": Int(1, 0x10000),
         "reload": Int(1, 0x10000, optional=True),
-        "load_at": Int(optional=True),
-        "start": Int(optional=True),
-        "frozen": Int(0, optional=True),
+        "load_at": _TICK,
+        "start": _TICK,
+        "frozen": _TICK,
         "null": FLAG,
         "first_byte": Int(0, 0xFF, optional=True),
         "second_read": FLAG,
@@ -125,10 +127,15 @@ class _Counter:
         return elapsed % count < (count + 1) // 2
 
     def value(self, tick: int) -> int:
-        """The counting element as a read of two bytes gives it, binary or BCD."""
+        """The counting element as a read of two bytes gives it, binary or BCD.
+
+        A first count reads as if it were loaded already: drivers take it that their I/O outlasts a pulse of CLK (see
+        Linux's quick_pit_calibrate), but here an instruction takes a nanosecond.
+        """
         count = self.count
-        value = count
-        if self.start is not None:
+        if self.start is None:
+            value = self.reload or count
+        else:
             elapsed = self._elapsed(tick, self.start)
             if self.mode == 2:
                 value = count - elapsed % count
@@ -360,7 +367,7 @@ class Pit:
         if not isinstance(counters, list) or len(counters) != len(self._counters):
             raise saved.StateError("pit", "counters", "is not a list of three")
         try:
-            edge = Int(0, optional=True).decode(entries.get("edge"))
+            edge = _TICK.decode(entries.get("edge"))
         except ValueError as error:
             raise saved.StateError("pit", "edge", str(error)) from error
         for channel, (counter, entry) in enumerate(zip(self._counters, counters, strict=True)):

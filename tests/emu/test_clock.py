@@ -118,7 +118,8 @@ def test_state_brings_the_skipped_time_back(clock: Clock, counter: Counter) -> N
 
 
 @pytest.mark.parametrize(
-    "state", [{}, {"skipped_ns": -1}, {"skipped_ns": "7"}, {"skipped_ns": True}, {"skipped_ns": 1.5}]
+    "state",
+    [{}, {"skipped_ns": -1}, {"skipped_ns": 1 << 63}, {"skipped_ns": "7"}, {"skipped_ns": True}, {"skipped_ns": 1.5}],
 )
 def test_damaged_state_is_refused(clock: Clock, state: dict[str, object]) -> None:
     """One line that says which part of a snapshot is wrong."""
