@@ -201,8 +201,8 @@ class Kprobes:
         if back_end is BackEnd.HOOK:
             if self._arch.is_repeat(cpu, place.prepared):
                 return Verdict.HANDLED
-        elif cpu.cpl == 3:
-            # Slots belong to the kernel. A hook needs none: it fires next, at this same instruction.
+        elif cpu.cpl == 3 or cpu.pc != pc:
+            # Slots belong to the kernel and its flat segments. A hook needs none: it fires next, at this very place.
             self._rearm(place, BackEnd.HOOK)
             self._arch.skip(back_end)
             return Verdict.HANDLED
@@ -267,10 +267,10 @@ class Kprobes:
         if begin is Begin.STEPPING:
             hit.stepping = True
             return Verdict.HANDLED
-        if begin is Begin.RUNNING:
-            self._hits.pop()
-        else:
+        if begin is Begin.EXECUTED:
             self._complete(cpu, hit)
+        else:
+            self._hits.pop()
         return Verdict.DELIVER if begin is Begin.TRAP else Verdict.HANDLED
 
     def _complete(self, cpu: Cpu, hit: _Hit) -> None:
@@ -332,9 +332,7 @@ class Kprobes:
         found = self._machine.symbols.lookup(name)
         if found:
             return found[0]
-        near = ", ".join(list(self._machine.symbols.suggest(name))[:3])
-        hint = f"; did you mean {near}?" if near else ""
-        raise ProbeError(errno.ENOENT, f"no symbol {name}{hint}")
+        raise ProbeError(errno.ENOENT, f"no symbol {name}", hint=did_you_mean(self._machine, name))
 
     def _place_of(self, probe: Kprobe) -> _Place:
         if probe.address is None or probe not in self._places[probe.address].probes:
@@ -402,3 +400,9 @@ class Kprobes:
         if place.armed is BackEnd.HOOK and self._hooks > COMFORTABLE_HOOKS:
             notes.append(f"{self._hooks} probes are armed by PC hook; each slows the whole engine")
         return tuple(notes)
+
+
+def did_you_mean(machine: Machine, name: str) -> str | None:
+    """A line that names symbols like `name`, or None."""
+    near = list(machine.symbols.suggest(name))[:3]
+    return f"did you mean {', '.join(near)}?" if near else None

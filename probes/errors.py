@@ -11,7 +11,10 @@ from collections.abc import Mapping
 from typing import Final
 
 ENOTSUPP: Final = 524  # include/linux/errno.h: kernel-internal, but uprobes leak it to user space
-_EXTRA_NAMES: Final[Mapping[int, str]] = {ENOTSUPP: "ENOTSUPP"}
+_EXTRA_NAMES: Final[Mapping[int, str]] = {
+    ENOTSUPP: "ENOTSUPP",
+    errno_module.EOPNOTSUPP: "EOPNOTSUPP",  # ENOTSUP has the same number and comes first in errno.errorcode
+}
 
 
 def errno_name(number: int) -> str:
@@ -24,7 +27,7 @@ class ProbeError(Exception):
 
     `errno` is positive. `definition` is the line as the kernel's error log prints it (words joined by one space) and
     `column` the 0-based place of the caret under it; both are None where no line is at fault. `token` is the kernel's
-    TP_ERR_ name where the text is the kernel's own (kernel/trace/trace_probe.h).
+    TP_ERR_ name where the text is the kernel's own (kernel/trace/trace_probe.h). `hint` is a further line for a person.
     """
 
     def __init__(
@@ -35,6 +38,7 @@ class ProbeError(Exception):
         definition: str | None = None,
         column: int | None = None,
         token: str | None = None,
+        hint: str | None = None,
     ) -> None:
         super().__init__(reason)
         self.errno = errno
@@ -42,6 +46,7 @@ class ProbeError(Exception):
         self.definition = definition
         self.column = column
         self.token = token
+        self.hint = hint
 
     @property
     def name(self) -> str:
@@ -50,7 +55,9 @@ class ProbeError(Exception):
 
     def at(self, definition: str, column: int) -> ProbeError:
         """The same refusal, pointing into a definition."""
-        return ProbeError(self.errno, self.reason, definition=definition, column=column, token=self.token)
+        return ProbeError(
+            self.errno, self.reason, definition=definition, column=column, token=self.token, hint=self.hint
+        )
 
     def lines(self) -> list[str]:
         """What a person is shown: the reason with its errno, then the line and a caret where there is one."""
@@ -59,6 +66,8 @@ class ProbeError(Exception):
             shown.append(f"  {self.definition}")
             if self.column is not None:
                 shown.append(f"  {' ' * self.column}^")
+        if self.hint is not None:
+            shown.append(self.hint)
         return shown
 
     def error_log(self, seconds: float) -> str:

@@ -11,6 +11,7 @@ executing takes off what the bare program would not have retired, so that time p
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections import deque
 from dataclasses import dataclass
@@ -159,11 +160,13 @@ class X86Arch:
     def begin_step(self, cpu: Cpu, prepared: Prepared, back_end: BackEnd, observe: bool) -> Begin:
         probe = _ours(prepared)
         if back_end is BackEnd.HOOK:
-            return self._begin_in_place(cpu, probe, observe)
+            return self._begin_at_hook(cpu, probe) if observe else Begin.RUNNING
+        if probe.kind.is_breakpoint:
+            return Begin.TRAP
         guest_tf = cpu.eflags & TF
-        if probe.emulate is not None and (not guest_tf or probe.kind.is_breakpoint):
-            probe.emulate(cpu)
-            return Begin.TRAP if probe.kind.is_breakpoint else Begin.EXECUTED
+        if probe.emulate is not None and not guest_tf:
+            probe.emulate(cpu)  # the int3 counts as the instruction
+            return Begin.EXECUTED
         code = self._code(probe)
         if probe.boosted and not observe and not guest_tf:
             self._machine.uncount(probe.boost_uncount)
@@ -232,9 +235,11 @@ class X86Arch:
 
     # ------------------------------------------------------------------------------------------------ internals
 
-    def _begin_in_place(self, cpu: Cpu, probe: X86Probe, observe: bool) -> Begin:
-        if not observe:
-            return Begin.RUNNING
+    def _begin_at_hook(self, cpu: Cpu, probe: X86Probe) -> Begin:
+        """A PC hook with a post-handler: out of line as with int3, or in place where there's no way to a slot.
+
+        A hook that moves pc takes its instruction off the clock by itself.
+        """
         if probe.insn is None:
             try:
                 self._decode(probe, cpu.bits)
@@ -242,7 +247,16 @@ class X86Arch:
                 return Begin.RUNNING  # the guest is about to take the fault itself
         if probe.kind.hook is not None or probe.kind.is_breakpoint:
             return Begin.RUNNING
-        return self._trap_after(cpu, probe, probe.address)
+        if probe.emulate is not None and not cpu.eflags & TF:
+            probe.emulate(cpu)
+            self._machine.uncount(-1)
+            return Begin.EXECUTED
+        at = probe.address
+        if cpu.cpl != 3:
+            with contextlib.suppress(ProbeError, MachineError):
+                self._make_slot(probe)
+                at = self._code(probe) + _STEP_HALF
+        return self._trap_after(cpu, probe, at)
 
     def _trap_after(self, cpu: Cpu, probe: X86Probe, at: int) -> Begin:
         self._step = _Step(probe, at, cpu.eflags & TF)

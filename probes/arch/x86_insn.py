@@ -170,7 +170,7 @@ _ONE_BYTE: Final[dict[int, InsnClass]] = {
     0xC3: InsnClass(boost=Boost.LEAVES, fix=Fix.ABSOLUTE),
     0xCA: InsnClass(boost=Boost.LEAVES, fix=Fix.ABSOLUTE),
     0xCB: InsnClass(boost=Boost.LEAVES, fix=Fix.ABSOLUTE),
-    0xCC: InsnClass(emulate=_advance, is_breakpoint=True, linux=(errno.EILSEQ, "the instruction is a trap")),
+    0xCC: InsnClass(is_breakpoint=True, linux=(errno.EILSEQ, "the instruction is a trap")),
     0xCD: _TRAPPING,
     0xCE: _TRAPPING,
     0xCF: InsnClass(hook="iret loads the stepping flag and the next context itself", linux=(_NOT_SUPPORTED, "iret")),

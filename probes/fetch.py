@@ -1,0 +1,268 @@
+"""Fetch arguments at a hit: a `FetchArg` compiled once into a closure from `Cpu` to a value.
+
+Rules: runs in the engine's thread inside a trap; never raises for what the guest's memory holds or lacks. A failed
+string is None ("(fault)"), a failed number 0, as on Linux 6.12.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias, assert_never
+
+from emu.iface import Cpu, Machine, MemoryFault
+from probes.arch import Convention
+from probes.expr import (
+    Argument,
+    Comm,
+    Deref,
+    FetchArg,
+    FetchType,
+    Immediate,
+    ImmediateText,
+    Node,
+    Register,
+    ReturnValue,
+    StackPointer,
+    StackWord,
+    SymbolAddress,
+)
+from probes.regs import PATH_MAX, read_string
+
+Scalar: TypeAlias = int | str | None
+Value: TypeAlias = Scalar | tuple[Scalar, ...]
+Fetcher: TypeAlias = Callable[[Cpu], Value]
+_Number: TypeAlias = Callable[[Cpu], int]
+_Store: TypeAlias = Callable[[int], Scalar]
+
+_TASK_SIZE_64 = 1 << 47
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Who runs: `comm` as the guest has it, `pid` its thread's number."""
+
+    comm: str
+    pid: int
+
+
+class TaskInfo(Protocol):
+    """Where the current task is known, this tells it; asked at every recorded hit."""
+
+    def current(self, cpu: Cpu) -> Task: ...
+
+
+class UnknownTask:
+    """The TaskInfo of a guest whose tasks nobody knows; ftrace's name for one it has lost."""
+
+    _task = Task("<...>", 0)
+
+    def current(self, cpu: Cpu) -> Task:
+        return self._task
+
+
+@dataclass(frozen=True, slots=True)
+class FetchContext:
+    """What closures are compiled against."""
+
+    machine: Machine
+    convention: Convention
+    tasks: TaskInfo
+
+    def describe(self, address: int) -> str:
+        """%pS: `name+0xoffset/0xsize`, or the bare address."""
+        found = self.machine.symbols.find(address)
+        if found is None:
+            return f"0x{address:x}"
+        symbol, offset = found
+        return f"{symbol.name}+0x{offset:x}/0x{symbol.size:x}"
+
+
+def compile_fetch(arg: FetchArg, context: FetchContext) -> Fetcher:
+    """A closure that gives `arg`'s value: int, str, None for a failed string, or a tuple of them for an array."""
+    node = arg.node
+    if isinstance(node, Comm):
+        return lambda cpu: context.tasks.current(cpu).comm
+    if isinstance(node, ImmediateText):
+        text = node.text
+        return lambda cpu: text
+    if isinstance(node, Deref):
+        return _memory(node, arg.type, context)
+    number = _number(node, context)
+    if arg.type.name == "string":
+        return _array_or_scalar(number, _string_store(context), FetchType("string", 0), None)
+    convert = _converter(arg.type, context)
+    return lambda cpu: _or_zero(number, cpu, convert)
+
+
+def _or_zero(number: _Number, cpu: Cpu, convert: Callable[[int], Scalar]) -> Scalar:
+    try:
+        return convert(number(cpu))
+    except MemoryFault:
+        return convert(0)
+
+
+# ----------------------------------------------------------------------------------------------------------- addresses
+
+
+def _number(node: Node, context: FetchContext) -> _Number:
+    """A node as a machine word; the closure raises MemoryFault where a dereference fails."""
+    convention, mask = context.convention, context.convention.mask
+    match node:
+        case Register(name):
+            return _register(name, context)
+        case StackPointer():
+            pointer = convention.stack_pointer
+            return lambda cpu: cpu.gpr[pointer] & mask
+        case StackWord(number):
+            return _stack_word(number, context)
+        case Argument(number):
+            return _argument(number, context)
+        case ReturnValue():
+            returned = convention.return_register
+            return lambda cpu: cpu.gpr[returned] & mask
+        case Immediate(value):
+            return lambda cpu: value
+        case SymbolAddress(symbol, offset):
+            # Looked up at each hit: a module may have come since.
+            return lambda cpu: _symbol_address(context, symbol) + offset & mask
+        case Deref(inner, offset, user):
+            address = _address(inner, offset, user, context)
+            read, word = context.machine.memory.read, convention.word
+            return lambda cpu: int.from_bytes(read(address(cpu), word), "little")
+        case Comm() | ImmediateText():
+            raise AssertionError("text has no address; the parser refuses this")
+        case _:
+            assert_never(node)
+
+
+def _register(name: str, context: FetchContext) -> _Number:
+    convention, mask = context.convention, context.convention.mask
+    if name in convention.registers:
+        register = convention.registers[name]
+        return lambda cpu: cpu.gpr[register] & mask
+    if name == "ip":
+        return lambda cpu: cpu.pc + 1 & mask  # a breakpoint's frame points behind its int3
+    if name == "flags":
+        return lambda cpu: cpu.eflags
+    if name == "orig_ax":
+        return lambda cpu: mask
+    return lambda cpu: context.machine.registers.read(name)
+
+
+def _stack_word(number: int, context: FetchContext) -> _Number:
+    convention, read = context.convention, context.machine.memory.read
+    pointer, mask, word = convention.stack_pointer, convention.mask, convention.word
+    offset = number * word
+    return lambda cpu: int.from_bytes(read(cpu.gpr[pointer] + offset & mask, word), "little")
+
+
+def _argument(number: int, context: FetchContext) -> _Number:
+    registers, mask = context.convention.argument_registers, context.convention.mask
+    if number > len(registers):
+        return _stack_word(number - len(registers), context)
+    register = registers[number - 1]
+    return lambda cpu: cpu.gpr[register] & mask
+
+
+def _symbol_address(context: FetchContext, name: str) -> int:
+    found = context.machine.symbols.lookup(name)
+    if not found:
+        raise MemoryFault(0)
+    return found[0].address
+
+
+def _address(inner: Node, offset: int, user: bool, context: FetchContext) -> _Number:
+    base, mask = _number(inner, context), context.convention.mask
+    if not user or context.convention.bits != 64:
+        return lambda cpu: base(cpu) + offset & mask
+
+    def checked(cpu: Cpu) -> int:
+        address = base(cpu) + offset & mask
+        if address >= _TASK_SIZE_64:
+            raise MemoryFault(address)  # access_ok() refuses kernel addresses in user reads
+        return address
+
+    return checked
+
+
+# -------------------------------------------------------------------------------------------------------------- values
+
+
+def _memory(node: Deref, fetch_type: FetchType, context: FetchContext) -> Fetcher:
+    """What lies at the outermost dereference, read as the type says."""
+    user = node.user or fetch_type.name == "ustring"
+    address = _address(node.inner, node.offset, user, context)
+    if fetch_type.name in ("string", "ustring"):
+        if fetch_type.count:
+            return _string_array(address, fetch_type.count, context)
+        return _array_or_scalar(address, _string_store(context), fetch_type, None)
+    convert, size, read = _converter(fetch_type, context), fetch_type.size, context.machine.memory.read
+
+    def store(at: int) -> Scalar:
+        return convert(int.from_bytes(read(at, size), "little"))
+
+    return _array_or_scalar(address, store, fetch_type, convert(0))
+
+
+def _array_or_scalar(address: _Number, store: _Store, fetch_type: FetchType, failed: Scalar) -> Fetcher:
+    """`count` elements side by side, or one value; `failed` stands for each that cannot be read."""
+
+    def element(at: int) -> Scalar:
+        try:
+            return store(at)
+        except MemoryFault:
+            return failed
+
+    def scalar(cpu: Cpu) -> Value:
+        try:
+            return store(address(cpu))
+        except MemoryFault:
+            return failed
+
+    count, size = fetch_type.count, fetch_type.size
+    if not count:
+        return scalar
+
+    def array(cpu: Cpu) -> Value:
+        try:
+            first = address(cpu)
+        except MemoryFault:
+            return (failed,) * count
+        return tuple(element(first + index * size) for index in range(count))
+
+    return array
+
+
+def _string_array(address: _Number, count: int, context: FetchContext) -> Fetcher:
+    """Strings through an array of pointers, as string[N] means on Linux."""
+    store, word, read = _string_store(context), context.convention.word, context.machine.memory.read
+
+    def follow(at: int) -> Scalar:
+        return store(int.from_bytes(read(at, word), "little"))
+
+    return _array_or_scalar(address, follow, FetchType("string", word, count=count), None)
+
+
+def _string_store(context: FetchContext) -> _Store:
+    machine = context.machine
+
+    def store(at: int) -> Scalar:
+        return read_string(machine, at, PATH_MAX - 1).decode("utf-8", "backslashreplace")
+
+    return store
+
+
+def _converter(fetch_type: FetchType, context: FetchContext) -> Callable[[int], Scalar]:
+    """Cut a word to the type: width, sign, bitfield, or the symbol it names."""
+    name, bits = fetch_type.name, fetch_type.size * 8
+    mask = (1 << bits) - 1
+    if name in ("symbol", "symstr"):
+        return lambda raw: context.describe(raw & mask)
+    if fetch_type.width:
+        low, field = fetch_type.low, (1 << fetch_type.width) - 1
+        return lambda raw: raw >> low & field
+    if name.startswith("s"):
+        sign = 1 << (bits - 1)
+        return lambda raw: ((raw & mask) ^ sign) - sign
+    return lambda raw: raw & mask

@@ -1,0 +1,327 @@
+"""What the stub, the command line and Python users call: probes as objects, and trace events as definitions.
+
+Rules: belongs to the thread that runs the machine; the composition root of this package, so the one place that names a
+processor's module. Text in, lines out for events; refusals are ProbeErrors.
+"""
+
+from __future__ import annotations
+
+import errno
+import fnmatch
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from emu.iface import Machine
+from emu.insn import InvalidInstruction, decode
+from probes.arch import Convention
+from probes.arch.x86 import X86Arch
+from probes.core import Arm, Kprobe, Kprobes, did_you_mean
+from probes.errors import ProbeError
+from probes.expr import Refusal
+from probes.fetch import FetchContext, Fetcher, TaskInfo, UnknownTask, compile_fetch
+from probes.regs import Regs
+from probes.spec import Place, ProbeSpec, parse
+from probes.trace import Record, TraceRing
+
+_EFLAGS_IF: Final = 0x200
+_OPTIONS: Final = frozenset(("arm", "disabled", "pid", "comm"))
+_LATER: Final = frozenset(("pre", "post", "entry", "maxactive", "shadow", "trampoline"))
+
+
+@dataclass(frozen=True, slots=True)
+class EventStatus:
+    """One event in numbers, for listings and summaries."""
+
+    name: str
+    kind: str
+    symbol: str
+    hits: int
+    missed: int
+    enabled: bool
+
+
+@dataclass(slots=True)
+class _Event:
+    """A named event: one definition per place it stands on, each with its probe."""
+
+    name: str
+    parts: list[tuple[ProbeSpec, Kprobe]] = field(default_factory=list)
+
+    @property
+    def hits(self) -> int:
+        return sum(probe.hits for _, probe in self.parts)
+
+    @property
+    def missed(self) -> int:
+        return sum(probe.nmissed for _, probe in self.parts)
+
+    @property
+    def enabled(self) -> bool:
+        return not all(probe.disabled for _, probe in self.parts)
+
+
+class _SymbolScope:
+    """spec.Scope over a machine's symbols."""
+
+    def __init__(self, machine: Machine, convention: Convention) -> None:
+        self._machine = machine
+        self.convention = convention
+
+    def count(self, symbol: str) -> int:
+        return len(self._machine.symbols.lookup(symbol))
+
+    def is_entry(self, symbol: str, offset: int) -> bool:
+        """Linux moves a probe on an ENDBR behind it and still calls that the entry."""
+        if offset != 4:
+            return False
+        found = self._machine.symbols.lookup(symbol)
+        if not found or self._machine.memory.translate(found[0].address) is None:
+            return False
+        code = self._machine.memory.read(found[0].address, 4)
+        try:
+            return decode(code, found[0].address, self.convention.bits).mnemonic.startswith("endbr")
+        except InvalidInstruction:
+            return False
+
+
+class Manager:
+    """All probes of one machine.
+
+    `arm` is the default back end; `settled` says the guest no longer patches its own code (see `Kprobes`); `tasks`
+    knows the current task. Being made, it becomes the machine's trap client.
+    """
+
+    def __init__(
+        self, machine: Machine, *, arm: Arm = "auto", settled: bool = True, tasks: TaskInfo | None = None
+    ) -> None:
+        arch = X86Arch(machine, self)
+        self.trace = TraceRing()
+        self._machine = machine
+        self._convention = arch.convention
+        self._context = FetchContext(machine, arch.convention, tasks or UnknownTask())
+        self._scope = _SymbolScope(machine, arch.convention)
+        self._kprobes = Kprobes(machine, arch, arm, settled)
+        self._events: dict[str, _Event] = {}
+        machine.trap_client = self._kprobes
+
+    @property
+    def settled(self) -> bool:
+        return self._kprobes.settled
+
+    @settled.setter
+    def settled(self, value: bool) -> None:
+        self._kprobes.settled = value
+
+    # ----------------------------------------------------------------------------------------------- probes as objects
+
+    def register(self, probe: Kprobe) -> None:
+        """ProbeError with the kernel's errno where it is refused; nothing has changed then."""
+        self._kprobes.register(probe)
+
+    def register_many(self, probes: Iterable[Kprobe]) -> None:
+        """All or nothing."""
+        self._kprobes.register_many(probes)
+
+    def unregister(self, probe: Kprobe) -> None:
+        self._kprobes.unregister(probe)
+
+    # ------------------------------------------------------------------------------------------------- events by name
+
+    def add(self, kind: str, definition: str, options: Mapping[str, str | bool | int] | None = None) -> list[str]:
+        """Define an event from the kernel's own line and arm it; the answer says what was made.
+
+        `kind` is "kprobe". Options: arm (auto, int3, hook), disabled, pid, comm (a glob).
+        """
+        if kind != "kprobe":
+            raise ProbeError(errno.EOPNOTSUPP, f"{kind} is not available")
+        chosen = _checked(options or {})
+        spec = self._parse(definition)
+        event = self._events.get(spec.name) or _Event(spec.name)
+        _check_same_shape(event, spec)
+        probe = Kprobe(
+            symbol=spec.place.symbol,
+            offset=spec.place.offset,
+            addr=spec.place.address,
+            disabled=bool(chosen.get("disabled")),
+            arm=_arm(chosen.get("arm", "auto")),
+        )
+        probe.pre_handler = self._recorder(spec, chosen)
+        try:
+            self._kprobes.register(probe)
+        except ProbeError as error:
+            raise error.at(spec.definition, spec.definition.index(" ") + 1) from None
+        event.parts.append((spec, probe))
+        self._events[spec.name] = event
+        return [spec.listing(), *(f"note: {note}" for note in probe.notes)]
+
+    def status(self) -> list[EventStatus]:
+        """Every event in numbers, in the order of definition."""
+        return [
+            EventStatus(event.name, "kprobe", str(event.parts[0][0].place), event.hits, event.missed, event.enabled)
+            for event in self._events.values()
+        ]
+
+    def info(self, name: str) -> list[str]:
+        """What is known of one event: definitions, counts, how each place is armed."""
+        lines = []
+        for event in self._matching(name):
+            state = "enabled" if event.enabled else "disabled"
+            lines.append(f"{event.name}: {state}, {event.hits} hits, {event.missed} missed")
+            for spec, probe in event.parts:
+                back_end = self._kprobes.back_end(probe)
+                how = "not armed" if back_end is None else back_end.value
+                lines.append(f"  {spec.listing()}")
+                lines.append(f"    at {probe.address or 0:#x}, {how}")
+                lines.extend(f"    note: {note}" for note in probe.notes)
+        return lines
+
+    def enable(self, target: Kprobe | str) -> list[str]:
+        """A probe, or every event whose name matches: EVENT, GROUP/EVENT, a glob, or "all"."""
+        return self._switch(target, self._kprobes.enable)
+
+    def disable(self, target: Kprobe | str) -> list[str]:
+        return self._switch(target, self._kprobes.disable)
+
+    def delete(self, pattern: str) -> list[str]:
+        """Remove matching events; their probes' bytes are restored."""
+        gone = self._matching(pattern)
+        for event in gone:
+            for _, probe in event.parts:
+                self._kprobes.unregister(probe)
+            del self._events[event.name]
+        return [event.name for event in gone]
+
+    # ------------------------------------------------------------------------------------------------------- internals
+
+    def _parse(self, definition: str) -> ProbeSpec:
+        try:
+            spec = parse(definition, self._scope)
+        except ProbeError as error:
+            words = definition.split()
+            if error.token == Refusal.BAD_PROBE_ADDR.name and len(words) > 1:
+                error.hint = did_you_mean(self._machine, words[1].partition("+")[0])
+            raise
+        if spec.is_return:
+            raise ProbeError(errno.EOPNOTSUPP, "return probes are not available")
+        if spec.place.module is not None:
+            raise ProbeError(errno.ENOENT, f"module {spec.place.module} is not known")
+        return spec
+
+    def _recorder(self, spec: ProbeSpec, options: Mapping[str, str | bool | int]) -> Callable[[Kprobe, Regs], None]:
+        """The pre-handler of an event: fetch its arguments and append a record."""
+        fetchers: list[tuple[str, str, Fetcher]] = [
+            (arg.name, arg.type.name, compile_fetch(arg, self._context)) for arg in spec.args
+        ]
+        context, trace, clock = self._context, self.trace, self._machine.clock
+        pid, comm = options.get("pid"), options.get("comm")
+        where = _describe(spec.place, context)
+
+        def record(probe: Kprobe, regs: Regs) -> None:
+            cpu = regs.cpu
+            task = context.tasks.current(cpu)
+            if pid is not None and task.pid != int(pid):
+                return
+            if comm is not None and not fnmatch.fnmatchcase(task.comm, str(comm)):
+                return
+            trace.append(
+                Record(
+                    timestamp_ns=clock.now_ns,
+                    instructions=clock.instructions,
+                    event=spec.event,
+                    group=spec.group,
+                    comm=task.comm,
+                    pid=task.pid,
+                    cpu=0,
+                    irqs_off=not cpu.eflags & _EFLAGS_IF,
+                    ip=probe.address or 0,
+                    where=where,
+                    arguments=tuple((name, kind, fetch(cpu)) for name, kind, fetch in fetchers),
+                )
+            )
+
+        return record
+
+    def _matching(self, pattern: str) -> list[_Event]:
+        if pattern == "all":
+            return list(self._events.values())
+        found = [
+            event
+            for event in self._events.values()
+            if fnmatch.fnmatchcase(event.name if "/" in pattern else event.name.partition("/")[2], pattern)
+        ]
+        if not found:
+            raise ProbeError(errno.ENOENT, f"no event matches {pattern}")
+        return found
+
+    def _switch(self, target: Kprobe | str, change: Callable[[Kprobe], None]) -> list[str]:
+        if isinstance(target, Kprobe):
+            change(target)
+            return []
+        events = self._matching(target)
+        for event in events:
+            for _, probe in event.parts:
+                change(probe)
+        return [event.name for event in events]
+
+    # Last, because from here on `list` means this method in the class's annotations.
+    def list(self) -> list[str]:
+        """Every event as kprobe_events lists it."""
+        return [spec.listing() for event in self._events.values() for spec, _ in event.parts]
+
+
+def _describe(place: Place, context: FetchContext) -> str:
+    if place.symbol is None:
+        return context.describe(place.address or 0)
+    return context.describe(context.machine.symbols.lookup(place.symbol)[0].address + place.offset)
+
+
+def _checked(options: Mapping[str, str | bool | int]) -> Mapping[str, str | bool | int]:
+    for name in options:
+        if name in _LATER:
+            raise ProbeError(errno.EOPNOTSUPP, f"--{name} is not available for this probe")
+        if name not in _OPTIONS:
+            raise ProbeError(errno.EINVAL, f"unknown option --{name}")
+    pid = options.get("pid")
+    if isinstance(pid, str) and not pid.isdecimal():
+        raise ProbeError(errno.EINVAL, "--pid takes a number")
+    return options
+
+
+def _arm(value: str | bool | int) -> Arm:
+    match value:
+        case "auto" | "int3" | "hook":
+            return value
+    raise ProbeError(errno.EINVAL, "--arm takes auto, int3 or hook")
+
+
+def _check_same_shape(event: _Event, spec: ProbeSpec) -> None:
+    """A further definition under a known name adds a place; its arguments must be the same ([M] 6.12)."""
+    if not event.parts:
+        return
+    first = event.parts[0][0]
+    for index, (old, new) in enumerate(zip(first.args, spec.args, strict=False)):
+        if (old.name, old.type) != (new.name, new.type):
+            raise _different(spec, index)
+    if len(first.args) != len(spec.args):
+        raise _different(spec, min(len(first.args), len(spec.args)))
+    if any(known.place == spec.place and known.args == spec.args for known, _ in event.parts):
+        raise ProbeError(
+            errno.EEXIST,
+            "There is already the exact same probe event",
+            definition=spec.definition,
+            column=0,
+            token="SAME_PROBE",
+        )
+
+
+def _different(spec: ProbeSpec, index: int) -> ProbeError:
+    words = spec.definition.split(" ")
+    column = min(sum(len(word) + 1 for word in words[: index + 2]), len(spec.definition))
+    return ProbeError(
+        errno.EEXIST,
+        "Argument type or name is different from existing probe",
+        definition=spec.definition,
+        column=column,
+        token="DIFF_ARG_TYPE",
+    )
