@@ -66,6 +66,11 @@ class Console:
                 if stop is not None:
                     self._on_stop(stop)
 
+    def reset(self, text: str) -> None:
+        """The console of a restored machine: `text` was printed before, and nothing in it is awaited any more."""
+        self._text, self._size = [text], len(text)
+        self._line = [c for c in text.rpartition("\n")[2] if c != "\r"]
+
     @property
     def text(self) -> str:
         """The last KEEP characters or more."""

@@ -70,7 +70,24 @@ def find_image() -> ImageLayout:
     """
     engine = Engine(Ram(2 << 20), _NoHooks(), long_mode=True)
     gprs = [0x2122334455660000 + i for i in range(16)]
-    names = "RAX RCX RDX RBX RSP RBP RSI RDI R8 R9 R10 R11 R12 R13 R14 R15".split()
+    names = [
+        "RAX",
+        "RCX",
+        "RDX",
+        "RBX",
+        "RSP",
+        "RBP",
+        "RSI",
+        "RDI",
+        "R8",
+        "R9",
+        "R10",
+        "R11",
+        "R12",
+        "R13",
+        "R14",
+        "R15",
+    ]
     for name, value in zip(names, gprs, strict=True):
         engine.write_register(name, value)
     debug = [0x7172737475767000 + i for i in range(4)]

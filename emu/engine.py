@@ -37,6 +37,7 @@ for _name, _arguments in {
     "uc_context_save": (ctypes.c_void_p, ctypes.c_void_p),
     "uc_context_restore": (ctypes.c_void_p, ctypes.c_void_p),
     "uc_reg_read": (ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p),
+    "uc_reg_write": (ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p),
     "uc_mem_map_ptr": (ctypes.c_void_p, ctypes.c_uint64, ctypes.c_size_t, ctypes.c_uint32, ctypes.c_void_p),
     "uc_hook_del": (ctypes.c_void_p, ctypes.c_size_t),
 }.items():
@@ -55,7 +56,7 @@ class EngineError(MachineError):
 
 
 class Hooks(Protocol):
-    """What the engine calls while the guest runs. An exception that escapes one ends the run and is kept in `failure`."""
+    """What the engine calls while the guest runs. An exception that escapes one ends the run; see `Engine.failure`."""
 
     def on_interrupt(self, vector: int) -> None: ...
 
@@ -154,8 +155,8 @@ class Engine:
         self._context = context.context
         self.context_size: int = context.size
         self.context_address: int = ctypes.cast(context.context, ctypes.c_void_p).value or 0
-        self._flags = ctypes.c_uint64(0)
-        self._flags_pointer = ctypes.addressof(self._flags)
+        self._word = ctypes.c_uint64(0)
+        self._word_pointer = ctypes.addressof(self._word)
         self._add_hooks()
 
     # ------------------------------------------------------------------------------------------------------ running
@@ -193,8 +194,15 @@ class Engine:
 
     def read_eflags(self) -> int:
         """Architectural EFLAGS; while the engine runs, the state image holds them in parts only."""
-        _lib.uc_reg_read(self._handle, reg.UC_X86_REG_EFLAGS, self._flags_pointer)
-        return self._flags.value
+        _lib.uc_reg_read(self._handle, reg.UC_X86_REG_EFLAGS, self._word_pointer)
+        return self._word.value
+
+    def write_timestamp(self, value: int) -> None:
+        """EDX:EAX, as RDTSC leaves it: a calibrating guest asks a hundred thousand times."""
+        self._word.value = value & 0xFFFFFFFF
+        _lib.uc_reg_write(self._handle, reg.UC_X86_REG_RAX, self._word_pointer)
+        self._word.value = value >> 32
+        _lib.uc_reg_write(self._handle, reg.UC_X86_REG_RDX, self._word_pointer)
 
     def write_register(self, name: str, value: Any) -> None:
         """By Unicorn's name, for calibration and the registers outside the state image's described part."""
@@ -245,7 +253,7 @@ class Engine:
     def _guard(self, call: Callable[..., Any], *arguments: Any) -> Any:
         try:
             return call(*arguments)
-        except BaseException as error:  # a C frame lies above: keep it, stop, and let `machine` report it
+        except BaseException as error:  # noqa: BLE001  # a C frame lies above: keep it and stop; `machine` reports it
             if self.failure is None:
                 self.failure, self.failure_text = error, traceback.format_exc()
             self.limit[0] = 0

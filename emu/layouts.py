@@ -51,7 +51,9 @@ ErrorImage = Struct(
 
 # ------------------------------------------------------------------------------------------------ SDM vol. 3, ch. 6-7
 
-Gate32 = Struct("offset_low" / Int16ul, "selector" / Int16ul, "reserved" / Int8ul, "type" / Int8ul, "offset_high" / Int16ul)
+Gate32 = Struct(
+    "offset_low" / Int16ul, "selector" / Int16ul, "reserved" / Int8ul, "type" / Int8ul, "offset_high" / Int16ul
+)
 
 Gate64 = Struct(
     "offset_low" / Int16ul,

@@ -8,13 +8,14 @@ order: debugger's breakpoints, our own watches, the probe engine, the guest.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
 
 from emu import traps as t
 from emu.clock import Clock
 from emu.console import Console
-from emu.cpustate import FLAT_CODE32, FLAT_CODE64, FLAT_DATA, IF, SS, TF, CpuState
+from emu.cpustate import FLAT_CODE32, FLAT_CODE64, FLAT_DATA, IF, CpuState
 from emu.devices.pc import Devices
 from emu.engine import Engine
 from emu.iface import (
@@ -25,6 +26,7 @@ from emu.iface import (
     GuestExit,
     Halted,
     Interrupted,
+    MachineError,
     PowerOff,
     Reset,
     Step,
@@ -37,6 +39,7 @@ from emu.images.plan import Image
 from emu.memory import GuestMemory
 from emu.ram import Ram
 from emu.registers import GuestRegisters
+from emu.snapshot import Snapshot, pack_ram, unpack_ram
 from emu.symbols import SymbolTable
 from emu.text import ArmedText, Place
 from emu.traps import GuestFault, Traps, TripleFaulted
@@ -63,11 +66,11 @@ class Pacer(Protocol):
 
 
 class Machine:
-    """Implements iface.Machine. `image` is applied at once; the first instruction has not run."""
+    """Implements iface.Machine. Empty until `power_on` or `restore`."""
 
-    def __init__(self, image: Image, memory: int, *, symbols: SymbolTable | None = None, long_mode: bool = True) -> None:
-        image.check_fits(memory)
-        self.image = image
+    def __init__(self, memory: int, *, symbols: SymbolTable | None = None, long_mode: bool = True) -> None:
+        """`memory` bytes of RAM. `long_mode`: a processor that has it (Nehalem); else a Pentium III."""
+        self.long_mode = long_mode
         self.ram = Ram(memory)
         self.engine = Engine(self.ram, self, long_mode=long_mode)
         self.cpu = CpuState(self.engine)
@@ -79,7 +82,7 @@ class Machine:
         self.window = SlotWindow(self.ram, self.cpu, self.engine)
         self.memory = GuestMemory(self.ram, self.cpu, self.engine, self.text)
         self.registers = GuestRegisters(self.cpu, self.engine, self.traps)
-        self.symbols = symbols if symbols is not None else SymbolTable(image.symbols)
+        self.symbols = symbols if symbols is not None else SymbolTable()
         self.console = Console(self._stop_for)
         self.trap_client: TrapClient | None = None
         self.pacer: Pacer | None = None
@@ -96,7 +99,7 @@ class Machine:
         self._skip_breakpoint: int | None = None
         self._last_hook = (-1, -1)
         self._wire()
-        self._apply(image)
+        self.cpu.pull()
 
     def _wire(self) -> None:
         devices = self.devices
@@ -108,8 +111,11 @@ class Machine:
         devices.system.on_power_off = lambda: self._stop_for(PowerOff())
         devices.system.on_exit = lambda status: self._stop_for(GuestExit(status))
 
-    def _apply(self, image: Image) -> None:
-        """Load segments and put the processor into the image's start state."""
+    # ------------------------------------------------------------------------------------------------ starting states
+
+    def power_on(self, image: Image) -> None:
+        """Load the image's segments and put the processor into its start state; ImageError if it does not fit."""
+        image.check_fits(self.ram.size)
         for segment in image.segments:
             self.ram.write(segment.paddr, bytes(segment.data))
         start, cpu = image.start, self.cpu
@@ -142,6 +148,61 @@ class Machine:
         cpu.pc = start.pc
         cpu.push()
         self.engine.flush()
+
+    def snapshot(self, about: Mapping[str, Any] | None = None) -> Snapshot:
+        """Everything that decides how the guest goes on; `about` is kept with it. Between runs only."""
+        with self._guest_bytes():
+            chunks = pack_ram(self.ram)
+        self.cpu.push()
+        self.cpu.pull()
+        state = {
+            "instructions": self._base,
+            "clock": self.clock.state(),
+            "devices": self.devices.state(),
+            "poll_at": self._poll_at,
+            "halted": self.halted,
+            "console": self.console.text,
+            "about": dict(about or {}),
+        }
+        return Snapshot(self.ram.size, self.long_mode, chunks, self.cpu.image(), state)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on from `snapshot`, of a machine of the same size and processor. Armed places are armed again over it."""
+        if (snapshot.memory, snapshot.long_mode) != (self.ram.size, self.long_mode):
+            raise MachineError(
+                f"the snapshot is of a machine with {snapshot.memory >> 20} MiB, this has {self.ram.size >> 20}"
+            )
+        state = snapshot.state
+        unpack_ram(self.ram, snapshot.ram)
+        self.cpu.load_image(snapshot.cpu)
+        self.cpu.push()
+        self.engine.flush()
+        self._base = state["instructions"]
+        self.clock.load(state["clock"])
+        self.devices.load(state["devices"])
+        self._poll_at, self.halted = state["poll_at"], state["halted"]
+        self._stop, self._passed, self._in_place, self._skip_breakpoint = None, None, None, None
+        self.console.reset(state["console"])
+        self.window.forget()
+        self.text.rearm()
+
+    @contextlib.contextmanager
+    def _guest_bytes(self) -> Iterator[None]:
+        """RAM as the guest alone would have it: no int3, no window."""
+        ours = {**self.text.armed_bytes(), **self.window.foreign_bytes()}
+        kept = {paddr: self.ram.map[paddr] for paddr in ours}
+        for paddr, byte in ours.items():
+            self.ram.map[paddr] = byte
+        try:
+            yield
+        finally:
+            for paddr, byte in kept.items():
+                self.ram.map[paddr] = byte
+
+    def ram_sha256(self) -> str:
+        """Of guest RAM without what probes and breakpoints put there."""
+        with self._guest_bytes():
+            return self.ram.sha256()
 
     # ------------------------------------------------------------------------------------------------------- running
 
@@ -374,9 +435,14 @@ class Machine:
         self.text.disarm_all(self._debugger)
         self._hardware.clear()
 
-    def watch(self, vaddr: int, call: Watch, back_end: BackEnd = BackEnd.INT3) -> None:
-        """Have `call` asked each time the guest is about to execute `vaddr`; a Stop it returns ends the run."""
-        self.text.arm(vaddr, _Return(call), back_end)
+    def watch(self, vaddr: int, call: Watch, paddr: int | None = None) -> Callable[[], None]:
+        """Have `call` asked each time the guest is about to execute `vaddr`; a Stop it returns ends the run.
+
+        `paddr`: where its byte is, if the guest has not mapped it yet. -> a call that ends the watch.
+        """
+        owner = _Return(call)
+        self.text.arm(vaddr, owner, BackEnd.INT3, paddr)
+        return lambda: self.text.disarm(vaddr, owner)
 
     # ----------------------------------------------------------------------------------------------- the engine's hooks
 
@@ -442,9 +508,7 @@ class Machine:
         cpu.push()
 
     def on_timestamp(self, with_processor: bool) -> None:
-        now = self.clock.now_ns
-        self.engine.write_register("RAX", now & 0xFFFFFFFF)
-        self.engine.write_register("RDX", now >> 32)
+        self.engine.write_timestamp(self.clock.now_ns)
         if with_processor:
             self.engine.write_register("RCX", self.engine.read_msr(0xC0000103) & 0xFFFFFFFF)
 

@@ -135,7 +135,9 @@ def _walk_legacy(ram: Ram, tables: Tables, vaddr: int, found: list[int] | None) 
     if not pte & PRESENT:
         return None
     both = pde & pte
-    return Page((pte & 0xFFFFF000) | (vaddr & 0xFFF), 1 << 12, bool(both & WRITABLE), bool(both & USER), True, at, False)
+    return Page(
+        (pte & 0xFFFFF000) | (vaddr & 0xFFF), 1 << 12, bool(both & WRITABLE), bool(both & USER), True, at, False
+    )
 
 
 def touch(ram: Ram, page: Page, write: bool) -> None:

@@ -30,6 +30,7 @@ class Ram:
         self.size = size
         self.window_base = size
         self.map = mmap.mmap(-1, size + WINDOW_SIZE)
+        self.map.madvise(mmap.MADV_HUGEPAGE)  # 65,536 page faults fewer for 256 MiB
         self.bytes = memoryview(self.map)
         self.words = self.bytes.cast("Q")  # 64-bit words, for page walks
         self.dwords = self.bytes.cast("I")

@@ -24,13 +24,17 @@ INT3 = 0xCC
 
 @dataclass(slots=True)
 class Place:
-    """One armed address. `paddr` and `original` belong to INT3 and are -1 for a PC hook."""
+    """One armed address. `paddr` and `original` belong to INT3 and are -1 for a PC hook.
+
+    `fixed`: the physical address was given, not found by a walk.
+    """
 
     vaddr: int
     back_end: BackEnd
     owners: list[object] = field(default_factory=list)
     paddr: int = -1
     original: int = -1
+    fixed: bool = False
 
 
 class ArmedText:
@@ -47,11 +51,14 @@ class ArmedText:
 
     # ------------------------------------------------------------------------------------------- arming and disarming
 
-    def arm(self, vaddr: int, owner: object, back_end: BackEnd) -> None:
-        """MemoryFault where INT3 is asked for and `vaddr` is not mapped now. Idempotent per (vaddr, owner)."""
+    def arm(self, vaddr: int, owner: object, back_end: BackEnd, paddr: int | None = None) -> None:
+        """MemoryFault where INT3 is asked for and `vaddr` is not mapped now. Idempotent per (vaddr, owner).
+
+        `paddr`: for INT3, where `vaddr` will be mapped, if the guest has not done it yet.
+        """
         place = self._places.get((vaddr, back_end))
         if place is None:
-            place = self._arm_byte(vaddr) if back_end is BackEnd.INT3 else self._arm_hook(vaddr)
+            place = self._arm_byte(vaddr, paddr) if back_end is BackEnd.INT3 else self._arm_hook(vaddr)
             self._places[vaddr, back_end] = place
         if not any(known is owner for known in place.owners):
             place.owners.append(owner)
@@ -90,18 +97,21 @@ class ArmedText:
     def has_byte(self, vaddr: int) -> bool:
         return (vaddr, BackEnd.INT3) in self._places
 
-    def _arm_byte(self, vaddr: int) -> Place:
-        page = walk(self._ram, self._cpu.tables(), vaddr)
-        if page is None or page.paddr >= self._ram.size:
+    def _arm_byte(self, vaddr: int, paddr: int | None) -> Place:
+        fixed = paddr is not None
+        if paddr is None:
+            page = walk(self._ram, self._cpu.tables(), vaddr)
+            paddr = -1 if page is None else page.paddr
+        if not 0 <= paddr < self._ram.size:
             raise MemoryFault(vaddr, "arm a breakpoint in")
-        known = self._bytes.get(page.paddr)
-        place = Place(vaddr, BackEnd.INT3, paddr=page.paddr)
+        known = self._bytes.get(paddr)
+        place = Place(vaddr, BackEnd.INT3, paddr=paddr, fixed=fixed)
         if known is not None:  # the same byte through another mapping
             place.original = known.original
             return place
-        place.original = self._ram.map[page.paddr]
-        self._bytes[page.paddr] = place
-        bisect.insort(self._paddrs, page.paddr)
+        place.original = self._ram.map[paddr]
+        self._bytes[paddr] = place
+        bisect.insort(self._paddrs, paddr)
         self._poke(place, INT3)
         return place
 
@@ -176,12 +186,17 @@ class ArmedText:
 
     def rearm(self) -> None:
         """After RAM was replaced: put every place that is mapped there back over the new bytes."""
-        places = [(p.vaddr, p.back_end, p.owners) for p in self._places.values() if p.back_end is BackEnd.INT3]
-        for vaddr, back_end, _ in places:
-            del self._places[vaddr, back_end]
+        places = [place for place in self._places.values() if place.back_end is BackEnd.INT3]
+        for place in places:
+            del self._places[place.vaddr, BackEnd.INT3]
         self._bytes.clear()
         self._paddrs.clear()
-        for vaddr, _, owners in places:
-            mapped = walk(self._ram, self._cpu.tables(), vaddr) is not None
-            for owner in owners:
-                self.arm(vaddr, owner, BackEnd.INT3 if mapped else BackEnd.HOOK)
+        for place in places:
+            mapped = place.fixed or walk(self._ram, self._cpu.tables(), place.vaddr) is not None
+            for owner in place.owners:
+                self.arm(
+                    place.vaddr,
+                    owner,
+                    BackEnd.INT3 if mapped else BackEnd.HOOK,
+                    place.paddr if place.fixed else None,
+                )

@@ -16,7 +16,24 @@ from emu.layouts import Gate32, Gate64, Tss32, Tss64, offsets
 from emu.paging import CR0_WP, fault_code, touch, walk
 from emu.ram import Ram
 
-DE, DB, NMI, BP, OF, BR, UD, NM, DF, TS, NP, SS_FAULT, GP, PF, MF, AC = 0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12, 13, 14, 16, 17
+DE, DB, NMI, BP, OF, BR, UD, NM, DF, TS, NP, SS_FAULT, GP, PF, MF, AC = (
+    0,
+    1,
+    2,
+    3,
+    4,
+    5,
+    6,
+    7,
+    8,
+    10,
+    11,
+    12,
+    13,
+    14,
+    16,
+    17,
+)
 XM = 19
 WITH_ERROR_CODE = frozenset((DF, TS, NP, SS_FAULT, GP, PF, AC))
 CONTRIBUTORY = frozenset((DE, TS, NP, SS_FAULT, GP))
@@ -27,7 +44,8 @@ _TASK_GATE, _INT16, _TRAP16, _INT32, _TRAP32 = 5, 6, 7, 14, 15
 _TSS_AVAILABLE, _TSS_BUSY = 9, 11
 _TSS32, _TSS64 = offsets(Tss32), offsets(Tss64)
 _GATE32, _GATE64 = struct.Struct("<HHBBH"), struct.Struct("<HHBBHII")
-assert _GATE32.size == Gate32.sizeof() and _GATE64.size == Gate64.sizeof()
+assert _GATE32.size == Gate32.sizeof()
+assert _GATE64.size == Gate64.sizeof()
 
 
 class GuestFault(Exception):
@@ -95,7 +113,9 @@ class Traps:
                 if fault.address is not None:
                     self.cpu.set_cr(2, fault.address)
                 again = fault.vector in CONTRIBUTORY
-                if not benign and ((vector in CONTRIBUTORY and again) or (vector == PF and (again or fault.vector == PF))):
+                if not benign and (
+                    (vector in CONTRIBUTORY and again) or (vector == PF and (again or fault.vector == PF))
+                ):
                     vector, code = DF, 0
                 else:
                     vector, code = fault.vector, fault.code

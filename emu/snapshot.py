@@ -1,0 +1,123 @@
+"""The whole state of a machine as a value, and as a file.
+
+Rules: what is saved is the guest's alone: armed int3 bytes and the slot window are taken out first, so that the same
+moment gives the same snapshot with and without probes. RAM is kept by chunks, and only those that are not zero. The
+file is a fixed header, a JSON description and zstd frames; a damaged or foreign one is an ImageError.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import zstandard
+from construct import Bytes, Const, ConstructError, Int32ul, Struct
+
+from emu.iface import ImageError
+from emu.ram import Ram
+
+CHUNK = 64 << 10
+_ZERO = bytes(CHUNK)
+_LIMIT = 64 << 20  # bytes of the JSON description a file may claim
+FORMAT = 1
+
+Header = Struct(
+    "magic" / Const(b"gdbstub\0"), "format" / Int32ul, "description_size" / Int32ul, "description_sha256" / Bytes(32)
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A machine between two instructions. `ram` maps chunk number to CHUNK bytes; what is missing is zero."""
+
+    memory: int
+    long_mode: bool
+    ram: Mapping[int, bytes]
+    cpu: bytes
+    state: Mapping[str, Any]
+    """Plain values: instructions, clock, devices, pending poll, halted, console text, what the image is."""
+
+    def save(self, path: Path) -> None:
+        """Write atomically; OSError as the file system gives it."""
+        description = json.dumps(
+            {
+                "memory": self.memory,
+                "long_mode": self.long_mode,
+                "cpu": self.cpu.hex(),
+                "chunks": sorted(self.ram),
+                "state": self.state,
+            },
+            sort_keys=True,
+        ).encode()
+        packer = zstandard.ZstdCompressor(level=1, threads=2)
+        small = zstandard.ZstdCompressor(level=3).compress(description)
+        header = Header.build(
+            {
+                "format": FORMAT,
+                "description_size": len(small),
+                "description_sha256": hashlib.sha256(small).digest(),
+            }
+        )
+        partial = path.with_name(path.name + ".partial")
+        with partial.open("wb") as file:
+            file.write(header)
+            file.write(small)
+            with packer.stream_writer(file, closefd=False) as stream:
+                for index in sorted(self.ram):
+                    stream.write(self.ram[index])
+        os.replace(partial, path)
+
+    @classmethod
+    def open(cls, path: Path) -> Snapshot:
+        """Read a file that `save` wrote; ImageError says what is wrong with any other."""
+        name = str(path)
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise ImageError(name, error.strerror or str(error)) from error
+        try:
+            header = Header.parse(data)
+        except ConstructError:
+            raise ImageError(name, "is not a snapshot of a machine", 0) from None
+        if header.format != FORMAT:
+            raise ImageError(name, f"snapshot format {header.format}, this program reads {FORMAT}", 8)
+        at = Header.sizeof()
+        small = data[at : at + header.description_size]
+        if hashlib.sha256(small).digest() != header.description_sha256:
+            raise ImageError(name, "the description is damaged", at)
+        try:
+            described = json.loads(zstandard.ZstdDecompressor().decompress(small, max_output_size=_LIMIT))
+            chunks = described["chunks"]
+            stream = zstandard.ZstdDecompressor().stream_reader(data[at + header.description_size :])
+            ram = {index: stream.read(CHUNK) for index in chunks}
+        except (zstandard.ZstdError, ValueError, KeyError) as error:
+            raise ImageError(name, f"the memory is damaged: {error}", at + header.description_size) from error
+        if any(len(chunk) != CHUNK for chunk in ram.values()):
+            raise ImageError(name, "is cut short", len(data))
+        return cls(
+            described["memory"], described["long_mode"], ram, bytes.fromhex(described["cpu"]), described["state"]
+        )
+
+
+def pack_ram(ram: Ram) -> dict[int, bytes]:
+    """The chunks of guest RAM that are not zero."""
+    found = {}
+    for index in range(ram.size // CHUNK):
+        chunk = ram.map[index * CHUNK : (index + 1) * CHUNK]
+        if chunk != _ZERO:
+            found[index] = chunk
+    return found
+
+
+def unpack_ram(ram: Ram, chunks: Mapping[int, bytes]) -> None:
+    """Make guest RAM what `chunks` say; only chunks that differ are written."""
+    for index in range(ram.size // CHUNK):
+        wanted = chunks.get(index, _ZERO)
+        at = index * CHUNK
+        if ram.map[at : at + CHUNK] != wanted:
+            ram.map[at : at + CHUNK] = wanted
