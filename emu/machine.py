@@ -88,6 +88,7 @@ class Machine:
         self.pacer: Pacer | None = None
         self.log: Callable[[str, str], None] | None = None  # (topic, line) for --log int,syscall
         self.halted = False
+        self._blank = True  # RAM is zero
         self._debugger = object()
         self._hardware: set[int] = set()
         self._watches: dict[int, Watch] = {}
@@ -116,6 +117,7 @@ class Machine:
     def power_on(self, image: Image) -> None:
         """Load the image's segments and put the processor into its start state; ImageError if it does not fit."""
         image.check_fits(self.ram.size)
+        self._blank = False
         for segment in image.segments:
             self.ram.write(segment.paddr, bytes(segment.data))
         start, cpu = image.start, self.cpu
@@ -173,7 +175,8 @@ class Machine:
                 f"the snapshot is of a machine with {snapshot.memory >> 20} MiB, this has {self.ram.size >> 20}"
             )
         state = snapshot.state
-        unpack_ram(self.ram, snapshot.ram)
+        unpack_ram(self.ram, snapshot.ram, blank=self._blank)
+        self._blank = False
         self.cpu.load_image(snapshot.cpu)
         self.cpu.push()
         self.engine.flush()
@@ -400,7 +403,7 @@ class Machine:
             self._stop = stop
 
     def _breakpoint_to_skip(self) -> Place | None:
-        """An int3 under the pc that only debugger breakpoints own, already reported: its instruction runs without it."""
+        """An int3 under the pc that only debugger breakpoints own, already reported: it is stepped over."""
         pc = self._skip_breakpoint
         if pc is None or self.cpu.linear_pc != pc:
             return None

@@ -15,7 +15,7 @@ from emu.iface import MachineError, MemoryFault
 
 PAGE = 0x1000
 WINDOW_SIZE = 0x400000  # two 2 MiB pages: code (read-execute), then data (read-write, never executed)
-MIN_SIZE = 1 << 20
+MIN_SIZE = 2 << 20
 MAX_SIZE = 3 << 30  # below the hole that 32-bit guests keep for devices
 
 
@@ -25,7 +25,7 @@ class Ram:
     def __init__(self, size: int) -> None:
         if not MIN_SIZE <= size <= MAX_SIZE or size % 0x200000:
             raise MachineError(
-                f"memory size {size} is not possible: a multiple of 2 MiB from {MIN_SIZE >> 20} MiB to {MAX_SIZE >> 20} MiB"
+                f"memory size {size} is not possible: a multiple of 2 MiB, from {MIN_SIZE >> 20} to {MAX_SIZE >> 20} MiB"
             )
         self.size = size
         self.window_base = size

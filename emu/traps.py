@@ -16,25 +16,9 @@ from emu.layouts import Gate32, Gate64, Tss32, Tss64, offsets
 from emu.paging import CR0_WP, fault_code, touch, walk
 from emu.ram import Ram
 
-DE, DB, NMI, BP, OF, BR, UD, NM, DF, TS, NP, SS_FAULT, GP, PF, MF, AC = (
-    0,
-    1,
-    2,
-    3,
-    4,
-    5,
-    6,
-    7,
-    8,
-    10,
-    11,
-    12,
-    13,
-    14,
-    16,
-    17,
-)
-XM = 19
+DE, DB, NMI, BP, OF, BR, UD, NM, DF = range(9)
+TS, NP, SS_FAULT, GP, PF = range(10, 15)
+MF, AC, XM = 16, 17, 19
 WITH_ERROR_CODE = frozenset((DF, TS, NP, SS_FAULT, GP, PF, AC))
 CONTRIBUTORY = frozenset((DE, TS, NP, SS_FAULT, GP))
 # fault-class exceptions push RF set, so that a code breakpoint on the instruction does not fire again (SDM 17.3.1.1)
@@ -64,6 +48,13 @@ class TripleFaulted(Exception):
     def __init__(self, vector: int) -> None:
         super().__init__(vector)
         self.vector = vector
+
+
+def _double(first: int, second: int) -> bool:
+    """The two together are a double fault: SDM vol. 3, table 6-5."""
+    if first == PF:
+        return second == PF or second in CONTRIBUTORY
+    return first in CONTRIBUTORY and second in CONTRIBUTORY
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +103,7 @@ class Traps:
                     raise TripleFaulted(first) from None
                 if fault.address is not None:
                     self.cpu.set_cr(2, fault.address)
-                again = fault.vector in CONTRIBUTORY
-                if not benign and (
-                    (vector in CONTRIBUTORY and again) or (vector == PF and (again or fault.vector == PF))
-                ):
+                if not benign and _double(vector, fault.vector):
                     vector, code = DF, 0
                 else:
                     vector, code = fault.vector, fault.code

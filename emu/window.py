@@ -32,7 +32,7 @@ class SlotWindow:
         self._wide = True
 
     def address(self, offset: int) -> int:
-        """Virtual address of byte `offset`, mapped for the current address space; MachineError where there is no room."""
+        """Virtual address of byte `offset`, mapped in the current address space; MachineError where there is no room."""
         if self.base is None:
             self.base = self._find_base()
         elif walk(self._ram, self._cpu.tables(), self.base) is None:
@@ -107,7 +107,7 @@ class SlotWindow:
         return None
 
     def _directory_entry(self, vaddr: int, wide: bool) -> int | None:
-        """Physical address of the 2 or 4 MiB entry for `vaddr` in the current tables, or None where no table leads there."""
+        """Physical address of the 2 or 4 MiB entry for `vaddr` in the current tables; None where none leads there."""
         tables = self._cpu.tables()
         if self._cpu.long_mode:
             found = entry_addresses(self._ram, tables, vaddr)
