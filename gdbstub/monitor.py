@@ -29,41 +29,41 @@ OptionValues: TypeAlias = Mapping[str, "str | bool"]
 class Probes(Protocol):
     """The probe engine as a person uses it. Every method answers with lines to show and may raise ProbeError."""
 
-    def add(self, kind: str, definition: str, options: OptionValues) -> Sequence[str]:
+    def add(self, kind: str, definition: str, options: OptionValues, /) -> Sequence[str]:
         """Register a probe of `kind` ("kprobe" ...); `options` are the names without dashes, True for a bare one."""
         ...
 
     def list(self) -> Sequence[str]: ...
 
-    def info(self, name: str) -> Sequence[str]: ...
+    def info(self, name: str, /) -> Sequence[str]: ...
 
-    def enable(self, pattern: str) -> Sequence[str]:
+    def enable(self, pattern: str, /) -> Sequence[str]:
         """`pattern` is a name, a glob or "all", here and below."""
         ...
 
-    def disable(self, pattern: str) -> Sequence[str]: ...
+    def disable(self, pattern: str, /) -> Sequence[str]: ...
 
-    def delete(self, pattern: str) -> Sequence[str]: ...
+    def delete(self, pattern: str, /) -> Sequence[str]: ...
 
 
 class Trace(Protocol):
     """The ring of records that probe hits are written to."""
 
-    def lines(self, count: int | None) -> Sequence[str]:
+    def lines(self, count: int | None, /) -> Sequence[str]:
         """The last `count` records (None: all), rendered as ftrace does, with its header."""
         ...
 
     def clear(self) -> None: ...
 
-    def enable(self, on: bool) -> None:
+    def enable(self, on: bool, /) -> None:
         """Recording on or off; hits are counted either way."""
         ...
 
-    def save(self, path: str) -> Sequence[str]:
+    def save(self, path: str, /) -> Sequence[str]:
         """Write all records to a host file; MachineError or ProbeError where that is refused or fails."""
         ...
 
-    def stream(self, sink: Callable[[str], None] | None) -> None:
+    def stream(self, sink: Callable[[str], None] | None, /) -> None:
         """From now on give each record's line to `sink`, in the machine's thread; None ends it."""
         ...
 
@@ -71,7 +71,7 @@ class Trace(Protocol):
 class Inspector(Protocol):
     """What the machine can tell about itself."""
 
-    def lines(self, topic: str) -> Sequence[str]:
+    def lines(self, topic: str, /) -> Sequence[str]:
         """`topic` is one of TOPICS; MachineError where this machine has no such part."""
         ...
 
@@ -79,9 +79,9 @@ class Inspector(Protocol):
 class Snapshots(Protocol):
     """Named states of the machine. Every method answers with lines to show and may raise MachineError."""
 
-    def save(self, name: str) -> Sequence[str]: ...
+    def save(self, name: str, /) -> Sequence[str]: ...
 
-    def restore(self, name: str) -> Sequence[str]: ...
+    def restore(self, name: str, /) -> Sequence[str]: ...
 
     def list(self) -> Sequence[str]: ...
 

@@ -558,11 +558,9 @@ def test_stat_knows_files_and_folders(session: Session):
 # ----------------------------------------------------------------------------------------------------------- any input
 
 words = st.sampled_from(
-    (
-        "g G p P m M X x c s C S H Hg T D Z0, z1, ? vCont; vKill; vFile: vFile:open: vFile:pread: qXfer: qRcmd, qSymbol: "
-        "qXfer:features:read: qXfer:exec-file:read: qSupported: qThreadExtraInfo, QStartNoAckMode qAttached"
-    ).split()
-).map(str.encode)
+    b"g G p P m M X x c s C S H Hg T D Z0, z1, ? vCont; vKill; vFile: vFile:open: vFile:pread: qXfer: qRcmd, qSymbol: "
+    b"qXfer:features:read: qXfer:exec-file:read: qSupported: qThreadExtraInfo, QStartNoAckMode qAttached".split()
+)
 
 
 @given(
