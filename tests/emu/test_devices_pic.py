@@ -167,6 +167,23 @@ def test_special_fully_nested_master_takes_a_higher_slave_request() -> None:
     assert pic.acknowledge() == 0x38
 
 
+def test_slave_request_behind_the_acknowledged_one_makes_a_new_edge() -> None:
+    """INT of the slave falls with INTA; in automatic EOI mode IRQ 9 asks at once after IRQ 8."""
+    pic = initialise(Pic(), icw4=0x03)
+    for line in (8, 9):
+        pic.set_irq(line, True)
+    assert drain(pic) == [0x38, 0x39]
+
+
+def test_line_that_is_up_asks_when_it_is_made_level_triggered(pic: Pic) -> None:
+    """No edge is needed any more."""
+    pic.set_irq(5, True)
+    pic.acknowledge()
+    pic.write(0x20, 1, EOI)
+    pic.write(0x4D0, 1, 0x20)
+    assert pic.acknowledge() == 0x35
+
+
 def test_level_line_asks_again_after_eoi_while_it_is_up(pic: Pic) -> None:
     """ELCR bit 5: what PCI lines use."""
     pic.write(0x4D0, 1, 0x20)

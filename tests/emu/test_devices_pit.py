@@ -107,6 +107,15 @@ def test_mode_0_first_byte_of_a_new_count_stops_and_lowers_out(bench: Bench) -> 
     assert bench.waveform(0, 14, 18) == "LLLLH"
 
 
+def test_mode_0_one_byte_count_lowers_out_at_once(bench: Bench) -> None:
+    """With low-byte access that byte is the whole count."""
+    bench.pit.write(0x43, 1, 0x10)
+    bench.pit.write(0x40, 1, 2)
+    assert bench.waveform(0, 0, 4) == "LLLHH"
+    bench.pit.write(0x40, 1, 2)
+    assert bench.waveform(0, 4, 7) == "LLLH"
+
+
 def test_mode_0_gate_suspends_counting(bench: Bench) -> None:
     """Channel 2: five pulses with the gate closed come on top."""
     bench.gate(True)
