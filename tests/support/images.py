@@ -1,14 +1,23 @@
 """Images built in code for the loaders' tests, and the real kernels that a session fetches once.
 
-Nothing here imports a loader: what is built is written down from the specifications, not from what reads it.
+No builder imports a loader: what is built is written down from the specifications, not from what reads it.
 """
 
 from __future__ import annotations
 
+import functools
 import gzip
+import io
+import lzma
 import struct
+import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import pytest
+import zstandard
+
+from emu.images.fetch import Fetched, fetch
 
 
 @dataclass(frozen=True)
@@ -134,3 +143,55 @@ def multiboot2_header(*tags: tuple[int, int, bytes]) -> bytes:
         body += bytes(-len(body) % 8)
     magic, size = 0xE85250D6, 16 + len(body)
     return struct.pack("<4I", magic, 0, size, -(magic + size) & 0xFFFFFFFF) + body
+
+
+# -------------------------------------------------------------------------------------------------- Debian packages
+
+
+def build_deb(files: Sequence[tuple[str, bytes]], compression: str = "xz") -> bytes:
+    """A .deb with `files` (path in the archive, contents); `compression` of its data: "xz", "gz", "zst" or ""."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        for name, contents in files:
+            member = tarfile.TarInfo(name)
+            member.size = len(contents)
+            archive.addfile(member, io.BytesIO(contents))
+    pack = {"xz": lzma.compress, "gz": gzip.compress, "zst": zstandard.compress, "": bytes}[compression]
+    data = (f"data.tar.{compression}".rstrip("."), pack(stream.getvalue()))
+    members = [("debian-binary", b"2.0\n"), ("control.tar.xz", b"odd"), data]
+    out = b"!<arch>\n"
+    for name, contents in members:
+        out += f"{name:<16}{0:<12}{0:<6}{0:<6}{'100644':<8}{len(contents):<10}`\n".encode() + contents
+        out += b"\n" * (len(contents) % 2)
+    return out
+
+
+# ----------------------------------------------------------------------------------------------------- real kernels
+
+
+@dataclass(frozen=True)
+class RealKernel:
+    """A stock Debian kernel with its initramfs, from the cache."""
+
+    fetched: Fetched
+    bits: int
+
+
+REAL_KERNELS = {
+    "amd64 6.1": ("amd64", None, 64),
+    "i386 6.1": ("i386", None, 32),
+    "amd64 6.12": ("amd64", "linux-image-6.12*-cloud-amd64-unsigned", 64),
+}
+
+
+@pytest.fixture(scope="session", params=sorted(REAL_KERNELS))
+def real_kernel(request: pytest.FixtureRequest) -> RealKernel:
+    """Each stock kernel in turn: fetched from Debian's mirrors the first time, then out of the user's cache."""
+    return fetch_real_kernel(request.param)
+
+
+@functools.cache
+def fetch_real_kernel(name: str) -> RealKernel:
+    """One of REAL_KERNELS; asks the network at most once for each."""
+    architecture, package, bits = REAL_KERNELS[name]
+    return RealKernel(fetch(architecture, package, progress=print), bits)
