@@ -216,7 +216,7 @@ class Uart:
         if (value ^ self.fcr) & _FCR_ENABLE or value & _FCR_CLEAR_RX:
             self.fifo.clear()
         # The other bits are taken only together with the enable bit.
-        self.fcr = value & 0xC9 if value & _FCR_ENABLE else 0
+        self.fcr = value if value & _FCR_ENABLE else 0
         self._update()
         self._fill()
         self._update()

@@ -96,6 +96,15 @@ def test_guest_sets_the_date_under_set(bench: Bench, mode: int, eleven_pm: int, 
     assert bench.get(0x32) == 0x20
 
 
+@pytest.mark.parametrize(("byte", "hour"), [(0x12, 0x00), (0x01, 0x01), (0x92, 0x12), (0x91, 0x23)])
+def test_hour_set_in_12_hour_mode(bench: Bench, byte: int, hour: int) -> None:
+    """Read back in 24-hour mode: twelve is the first hour of its half of the day."""
+    bench.put(0x0B, 0x00)
+    bench.put(0x04, byte)
+    bench.put(0x0B, 0x02)
+    assert bench.get(0x04) == hour
+
+
 def test_date_byte_can_be_set_while_it_runs(bench: Bench) -> None:
     """The others stay."""
     bench.put(0x08, 0x11)

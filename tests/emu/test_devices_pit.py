@@ -217,6 +217,23 @@ def test_mode_3_takes_a_new_count_at_the_end_of_the_half(bench: Bench) -> None:
     assert bench.waveform(0, 2, 10) == "HHHLLHHLL"
 
 
+def test_count_written_in_a_low_half_does_not_withdraw_the_interrupt(bench: Bench) -> None:
+    """The line stays up from one edge to the next, so that a busy guest loses no tick."""
+    bench.program(0, 3, 10)
+    bench.to(18)
+    bench.count(0, 10)
+    assert (bench.out(0), bench.line) == (False, True)
+
+
+@pytest.mark.parametrize("mode", [2, 3])
+def test_forbidden_count_1_is_a_period_of_2(bench: Bench, mode: int) -> None:
+    """The datasheet gives it no meaning; OUT still has an edge in each period."""
+    bench.program(0, mode, 1)
+    bench.edges.clear()
+    bench.to(7)
+    assert bench.edges == [3, 5, 7]
+
+
 def test_mode_4_strobes_once_after_n_plus_1_pulses(bench: Bench) -> None:
     """Linux's one-shot clock event: IRQ 0 rises at the end of the strobe and never again."""
     bench.program(0, 4, 3)
