@@ -151,7 +151,7 @@ def kallsyms(
         symbols = _search(vmlinux, path)
         progress(f"{path}: {len(symbols):,} symbols")
         try:
-            write_atomic(kept, _pack(symbols))
+            write_atomic(kept, pack_symbols(symbols))
         except OSError as error:
             progress(f"{path}: symbols not kept for next time: {error}")
     return SymbolTable(symbols)
@@ -196,41 +196,55 @@ def _search(vmlinux: bytes, path: str) -> list[Symbol]:
     return [Symbol(name[1:], address, 0, name[0]) for address, name in rows if len(name) > 1]
 
 
-# The kept form, little endian: magic, format, symbols, bytes and CRC-32 of the compressed body. The body is the
-# addresses (u64 each), the kinds (one ASCII letter each), the names joined by newlines, all of it zlib.
-_KEPT = struct.Struct("<8sIIII")
+# A table as bytes, little endian: magic, format, symbols, bytes and CRC-32 of the compressed body. The body is the
+# addresses and the sizes (u64 each), the kinds (one ASCII letter each), the names joined by newlines, all of it zlib.
+_PACKED = struct.Struct("<8sIIII")
 _MAGIC = b"GDBSTUBS"
-_FORMAT = 1
-_KEPT_LIMIT = 256 << 20
-"""Bytes a kept table may unpack to: far above any kernel's, low enough for any machine that runs this."""
+_FORMAT = 2
+_BODY_LIMIT = 256 << 20
+"""Bytes a body may unpack to: far above any kernel's, low enough for any machine that runs this."""
 
 
-def _pack(symbols: Sequence[Symbol]) -> bytes:
-    addresses = array("Q", (symbol.address & 0xFFFF_FFFF_FFFF_FFFF for symbol in symbols))
+def pack_symbols(symbols: Iterable[Symbol]) -> bytes:
+    """`symbols` as compact bytes, for the cache and for snapshots. A newline in a name becomes a space."""
+    rows = list(symbols)
+    numbers = b"".join(_u64(array("Q", (row[field] & 0xFFFF_FFFF_FFFF_FFFF for row in rows))) for field in (1, 2))
+    kinds = "".join(symbol.kind[:1] or "?" for symbol in rows).encode("ascii", "replace")
+    names = "\n".join(symbol.name.replace("\n", " ") for symbol in rows).encode("utf-8", "replace")
+    body = zlib.compress(numbers + kinds + names, level=1)
+    return _PACKED.pack(_MAGIC, _FORMAT, len(rows), len(body), zlib.crc32(body)) + body
+
+
+def unpack_symbols(data: bytes) -> list[Symbol]:
+    """What `pack_symbols` was given; ValueError for anything else."""
+    try:
+        magic, version, count, size, checksum = _PACKED.unpack_from(data)
+        packed = data[_PACKED.size :]
+        if (magic, version, size, checksum) != (_MAGIC, _FORMAT, len(packed), zlib.crc32(packed)):
+            raise ValueError("not a symbol table, or a damaged one")
+        body = zlib.decompressobj().decompress(packed, _BODY_LIMIT)
+    except (struct.error, zlib.error) as error:
+        raise ValueError(f"a damaged symbol table: {error}") from error
+    addresses, sizes = (array("Q", body[8 * count * part : 8 * count * (part + 1)]) for part in (0, 1))
+    kinds = body[16 * count : 17 * count].decode("ascii")
+    names = body[17 * count :].decode().split("\n") if count else []
+    if not len(addresses) == len(sizes) == len(kinds) == len(names) == count:
+        raise ValueError("a symbol table that contradicts itself")
+    for numbers in (addresses, sizes):
+        _u64(numbers)
+    return [Symbol(*row) for row in zip(names, addresses, sizes, kinds, strict=True)]
+
+
+def _u64(numbers: array[int]) -> bytes:
+    """Swap in place between the host's byte order and little endian; the bytes after that."""
     if sys.byteorder == "big":
-        addresses.byteswap()
-    kinds = "".join(symbol.kind for symbol in symbols).encode("ascii", "replace")
-    names = "\n".join(symbol.name for symbol in symbols).encode()
-    body = zlib.compress(addresses.tobytes() + kinds + names, level=1)
-    return _KEPT.pack(_MAGIC, _FORMAT, len(symbols), len(body), zlib.crc32(body)) + body
+        numbers.byteswap()
+    return numbers.tobytes()
 
 
 def _read_kept(path: Path) -> list[Symbol] | None:
-    """The symbols `_pack` wrote there, or None where there is no such file or anything about it is wrong."""
+    """The symbols kept there, or None where there is no such file or anything about it is wrong."""
     try:
-        data = path.read_bytes()
-        magic, version, count, size, checksum = _KEPT.unpack_from(data)
-        packed = data[_KEPT.size :]
-        if (magic, version, size, checksum) != (_MAGIC, _FORMAT, len(packed), zlib.crc32(packed)):
-            return None
-        body = zlib.decompressobj().decompress(packed, _KEPT_LIMIT)
-        addresses = array("Q", body[: 8 * count])
-        kinds = body[8 * count : 9 * count].decode("ascii")
-        names = body[9 * count :].decode().split("\n")
-    except (OSError, ValueError, struct.error, zlib.error):
+        return unpack_symbols(path.read_bytes())
+    except (OSError, ValueError):
         return None
-    if sys.byteorder == "big":
-        addresses.byteswap()
-    if not len(addresses) == len(kinds) == len(names) == count:
-        return None
-    return [Symbol(*row) for row in zip(names, addresses, (0,) * count, kinds, strict=True)]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emu.iface import ImageError
-from emu.symbols import Symbol, SymbolTable, _pack, kallsyms
+from emu.symbols import Symbol, SymbolTable, kallsyms, pack_symbols, unpack_symbols
 
 
 def table(*rows: tuple[str, int, int, str]) -> SymbolTable:
@@ -110,7 +110,7 @@ def test_kallsyms_of_a_kernel_without_them_is_refused(tmp_path: Path) -> None:
 def kept_file(cache: Path, vmlinux: bytes, symbols: list[Symbol]) -> Path:
     path = cache / "symbols" / hashlib.sha256(vmlinux).hexdigest()
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(_pack(symbols))
+    path.write_bytes(pack_symbols(symbols))
     return path
 
 
@@ -139,3 +139,28 @@ def test_a_damaged_kept_file_is_ignored(tmp_path_factory: pytest.TempPathFactory
     path.write_bytes(damaged)
     with pytest.raises(ImageError):
         kallsyms(b"image", cache=cache)
+
+
+SYMBOLS = st.builds(
+    Symbol,
+    name=st.text(st.characters(exclude_characters="\n", exclude_categories=["Cs"]), max_size=8),
+    address=st.integers(0, (1 << 64) - 1),
+    size=st.integers(0, (1 << 64) - 1),
+    kind=st.sampled_from("tTdDbBrRaAwWvV?"),
+)
+
+
+@given(st.lists(SYMBOLS, max_size=8))
+def test_packed_symbols_come_back_as_they_were(symbols: list[Symbol]) -> None:
+    assert unpack_symbols(pack_symbols(symbols)) == symbols
+
+
+def test_a_name_with_a_newline_does_not_spoil_the_others() -> None:
+    """Such a name can only come from a hostile file; it must not make a snapshot unreadable."""
+    assert [one.name for one in unpack_symbols(pack_symbols([Symbol("a\nb", 1), Symbol("c", 2)]))] == ["a b", "c"]
+
+
+@given(st.binary(max_size=60))
+def test_bytes_that_are_no_symbol_table_are_refused(data: bytes) -> None:
+    with pytest.raises(ValueError, match="symbol table"):
+        unpack_symbols(data)
