@@ -208,10 +208,11 @@ _BODY_LIMIT = 256 << 20
 def pack_symbols(symbols: Iterable[Symbol]) -> bytes:
     """`symbols` as compact bytes, for the cache and for snapshots. A newline in a name becomes a space."""
     rows = list(symbols)
-    numbers = b"".join(_u64(array("Q", (row[field] & 0xFFFF_FFFF_FFFF_FFFF for row in rows))) for field in (1, 2))
+    addresses = _u64(array("Q", (symbol.address & 0xFFFF_FFFF_FFFF_FFFF for symbol in rows)))
+    sizes = _u64(array("Q", (symbol.size & 0xFFFF_FFFF_FFFF_FFFF for symbol in rows)))
     kinds = "".join(symbol.kind[:1] or "?" for symbol in rows).encode("ascii", "replace")
     names = "\n".join(symbol.name.replace("\n", " ") for symbol in rows).encode("utf-8", "replace")
-    body = zlib.compress(numbers + kinds + names, level=1)
+    body = zlib.compress(addresses + sizes + kinds + names, level=1)
     return _PACKED.pack(_MAGIC, _FORMAT, len(rows), len(body), zlib.crc32(body)) + body
 
 
