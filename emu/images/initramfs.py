@@ -21,10 +21,11 @@ from emu.images.plan import Bytes
 
 READY = "gdbstub-ready"
 """The line /init prints on the console when the guest is set up and before it runs anything of the user's."""
-EXEC_STATUS = re.compile(r"gdbstub-exec-status: (\d+)")
+EXEC_STATUS = re.compile(r"gdbstub-exec-status: (\d+)\.")
 """Matches the console line that gives a command's exit status, 0 to 255 (above 128: killed by a signal), as group 1.
 
-It starts in column 1. The echo of a typed `exec_line` does not match, for it has `$?` in the number's place.
+It starts in column 1 and ends in a full stop, so that who looks at the line as it grows never takes the first digit for
+all of them. The echo of a typed `exec_line` does not match, for it has `$?` in the number's place.
 """
 
 _COMMAND_FILE = "etc/gdbstub/command"
@@ -43,7 +44,7 @@ if [ -f /{_COMMAND_FILE} ]; then
     status=$?
     # Kernel messages share the line: none may come between our text and its number.
     echo 1 >/proc/sys/kernel/printk
-    printf '\\n%s: %d\\n' gdbstub-exec-status $status
+    printf '\\n%s: %d.\\n' gdbstub-exec-status $status
 fi
 setsid cttyhack sh
 poweroff -f
@@ -89,7 +90,7 @@ def command_archive(command: str) -> bytes:
 
 def exec_line(command: str) -> str:
     """What to type into the guest's shell to run `command` and get a line matching EXEC_STATUS; ends in a newline."""
-    return f"sh -c {shlex.quote(command)}; printf '\\n%s: %d\\n' gdbstub-exec-status $?\n"
+    return f"sh -c {shlex.quote(command)}; printf '\\n%s: %d.\\n' gdbstub-exec-status $?\n"
 
 
 def append(archive: Bytes, paths: Sequence[tuple[Path, str]]) -> bytes:

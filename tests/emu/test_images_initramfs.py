@@ -98,7 +98,7 @@ def test_a_typed_line_reports_the_status_in_a_line_of_its_own(command: str, stat
     """Run by a real shell on the host: what comes out is what the host's side of the console looks for."""
     done = subprocess.run(["sh"], input=initramfs.exec_line(command), capture_output=True, text=True, check=False)
     lines = done.stdout.splitlines()
-    assert lines[-1] == f"gdbstub-exec-status: {status}"
+    assert lines[-1] == f"gdbstub-exec-status: {status}."
     found = initramfs.EXEC_STATUS.findall(done.stdout)
     assert found == [str(status)]
     assert done.stdout.startswith(output)
@@ -107,6 +107,14 @@ def test_a_typed_line_reports_the_status_in_a_line_of_its_own(command: str, stat
 def test_the_echo_of_a_typed_line_is_no_status() -> None:
     """A terminal shows what is typed before the command has run."""
     assert initramfs.EXEC_STATUS.search(initramfs.exec_line("sleep 1")) is None
+
+
+def test_a_status_does_not_match_before_its_last_digit() -> None:
+    """The console is looked at after each byte; 137 must not be taken for 1."""
+    line = "gdbstub-exec-status: 137."
+    assert [initramfs.EXEC_STATUS.search(line[:end]) is not None for end in range(len(line) - 3, len(line) + 1)] == [
+        *(False, False, False, True)
+    ]
 
 
 def test_init_is_a_script_the_shell_can_read() -> None:
