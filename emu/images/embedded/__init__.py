@@ -33,10 +33,10 @@ from importlib import resources
 
 from emu.iface import ImageError
 from emu.images.embedded import layout
-from emu.images.embedded.assembler import Assembled, AssemblyError, assemble, encode
+from emu.images.embedded.assembler import Assembled, assemble
 from emu.images.plan import Image, Segment, flat_start
 
-__all__ = ["Assembled", "AssemblyError", "assemble", "embedded_guest", "embedded_kernel", "embedded_program", "encode"]
+__all__ = ["embedded_guest", "embedded_kernel", "embedded_program", "kernel_source", "program_source"]
 
 NAME = "embedded"
 _COMMON = ("entry", "traps", "sched", "console", "lib", "mm", "syscalls", "main", "exercise", "functions", "data")
@@ -67,14 +67,24 @@ def embedded_kernel(bits: int, pae: bool = False) -> Assembled:
     """The kernel at its virtual address, before command line and program are put in. ValueError for other `bits`."""
     if bits not in layout.KERNEL_PADDR or (pae and bits != 32):
         raise ValueError(f"no embedded kernel of {bits} bits with pae={pae}")
-    source = _read(f"boot_{bits}", f"entry_{bits}", *_COMMON)
-    return assemble(source, bits, layout.KERNEL_PADDR[bits] + layout.KERNEL_OFFSET[bits], layout.names(bits, pae))
+    base = layout.KERNEL_PADDR[bits] + layout.KERNEL_OFFSET[bits]
+    return assemble(kernel_source(bits), bits, base, layout.names(bits, pae))
 
 
 @functools.cache
 def embedded_program(bits: int) -> Assembled:
     """The program of ring 3, linked at `layout.USER_PROGRAM`: the contents of the guest's file /bin/program."""
-    return assemble(_read("user"), bits, layout.USER_PROGRAM, layout.names(bits, pae=False))
+    return assemble(program_source(), bits, layout.USER_PROGRAM, layout.names(bits, pae=False))
+
+
+def kernel_source(bits: int) -> str:
+    """The kernel's assembly text, in the dialect of `assembler`."""
+    return _read(f"boot_{bits}", f"entry_{bits}", *_COMMON)
+
+
+def program_source() -> str:
+    """The ring-3 program's assembly text."""
+    return _read("user")
 
 
 def _read(*names: str) -> str:

@@ -86,11 +86,19 @@ def encode(source: str, bits: int, address: int) -> bytes:
 
 
 def translate(source: str, bits: int, words: Mapping[str, str]) -> str:
-    """`source` from the dialect to what keystone reads, without its annotations' meaning (see `assemble`)."""
+    """`source` from the dialect to what keystone reads, table of counters included.
+
+    A symbol `name` starts at the label `name` and ends at `name.end`.
+    """
     table = _DIALECT[bits] | dict(words)
     text = _COMMENT.sub("", source)
+    counters = _counters(text)
+    if counters:
+        rows = "".join(f"count_{name}:\n    .pointer 0\n" for name in counters)
+        text += f"\n    .balign 8\nSYM_DATA_START(counters)\n{rows}SYM_DATA_END(counters)\n"
     text = _COUNT.sub(r"inc WORD ptr [REL(count_\1)]", text)
     text = _RELATIVE.sub(r"rip + \1" if bits == 64 else r"\1", text)
+    text = _ANNOTATION.sub(_annotate, text)
     lines = (
         line if '"' in line else _WORDS.sub(lambda match: table.get(match[0], match[0]), line)
         for line in text.split("\n")
@@ -100,24 +108,28 @@ def translate(source: str, bits: int, words: Mapping[str, str]) -> str:
 
 def assemble(source: str, bits: int, base: int, words: Mapping[str, str]) -> Assembled:
     """`source` in the dialect, linked at `base` (a page boundary); `words` are the caller's names for numbers."""
-    counters = tuple(dict.fromkeys(_COUNT.findall(_COMMENT.sub("", source))))
+    plain = _COMMENT.sub("", source)
+    counters = _counters(plain)
+    kinds = {match[3]: match[1] for match in _ANNOTATION.finditer(plain)}
     if counters:
-        table = "\n".join(f"count_{name}:\n    .pointer 0" for name in counters)
-        source += f"\n    .balign 8\nSYM_DATA_START(counters)\n{table}\nSYM_DATA_END(counters)\n"
-    annotations = {match[3]: match[1] for match in _ANNOTATION.finditer(_COMMENT.sub("", source))}
+        kinds["counters"] = "SYM_DATA"
     # Keystone reports no label's address; a table of them behind the code does, and costs no second pass of ours.
-    pairs = "".join(f"    .quad {name}, {name}.end\n" for name in annotations)
-    text = _ANNOTATION.sub(_annotate, translate(source, bits, words)) + "\n" + pairs
-    code = encode(text, bits, base)
-    end = len(code) - 16 * len(annotations)
+    pairs = "".join(f"\n    .quad {name}, {name}.end" for name in kinds)
+    code = encode(translate(source, bits, words) + pairs + "\n", bits, base)
+    end = len(code) - 16 * len(kinds)
+    ranges = dict(zip(kinds, struct.iter_unpack("<QQ", code[end:]), strict=True))
     symbols = [
-        Symbol(name, start, stop - start, "T" if kind == "SYM_FUNC" else "D")
-        for (name, kind), (start, stop) in zip(annotations.items(), struct.iter_unpack("<QQ", code[end:]), strict=True)
+        Symbol(name, start, stop - start, "T" if kinds[name] == "SYM_FUNC" else "D")
+        for name, (start, stop) in ranges.items()
     ]
     width = bits // 8
-    first = {symbol.name: symbol.address for symbol in symbols}.get("counters", 0)
-    symbols += [Symbol(f"count_{name}", first + index * width, width, "D") for index, name in enumerate(counters)]
+    for index, name in enumerate(counters):
+        symbols.append(Symbol(f"count_{name}", ranges["counters"][0] + index * width, width, "D"))
     return Assembled(base, code[:end], tuple(symbols), counters)
+
+
+def _counters(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(_COUNT.findall(text)))
 
 
 def _annotate(match: re.Match[str]) -> str:
