@@ -555,8 +555,9 @@ class Machine:
         verdict = self._ask(place, pc)
         if verdict is None:  # nobody wants it: the guest's own instruction runs without the int3
             self.uncount(1)
-            self._in_place = place
-            self.engine.stop_here()
+            if self.text.place_at(pc) is place:  # else it was disarmed just now
+                self._in_place = place
+                self.engine.stop_here()
             self.cpu.forget_exception()
             self.cpu.push()
             return True

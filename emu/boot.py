@@ -1,0 +1,288 @@
+"""A machine from a kernel, an image or a snapshot: the parts put together by what the guest is.
+
+Rules: the composition that Python users and the command line share. What is known of a Linux guest from outside (where
+it panics, where it switches off, when it has finished patching its own text) is kept here as watches on functions; the
+machine itself knows nothing of Linux.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from emu.iface import ImageError, MachineError, Panic, PowerOff, Stop
+from emu.images import initramfs
+from emu.images.cache import Progress, quiet
+from emu.images.detect import load_image, load_kernel
+from emu.images.embedded import embedded_guest
+from emu.images.fetch import DEFAULT_PACKAGES, fetch
+from emu.images.plan import Image, Section
+from emu.machine import Machine
+from emu.snapshot import Snapshot
+from emu.symbols import SymbolTable, kallsyms, pack_symbols, unpack_symbols
+
+KERNEL_MEMORY = 256 << 20
+IMAGE_MEMORY = 64 << 20
+_INITRAMFS_LIMIT = 1 << 30
+
+# After mark_readonly() in kernel_init(), in the order they are called (Linux 5.10 to 6.12, init/main.c): the first that
+# exists tells that alternatives, static calls, jump labels and ftrace nops of the boot are done.
+_SETTLED_AT = ("rcu_end_inkernel_boot", "do_sysctl_args", "run_init_process")
+_POWER_OFF_AT = ("machine_power_off", "machine_halt")
+
+_ENDBR = (b"\xf3\x0f\x1e\xfa", b"\xf3\x0f\x1e\xfb")
+_NOP5 = b"\x0f\x1f\x44\x00\x00"
+
+
+@dataclass
+class Guest:
+    """What runs in a machine. `settled`: it no longer patches its own text (see `on_settled`)."""
+
+    kind: str  # "linux", "elf", "multiboot", "flat", "embedded"
+    title: str
+    bits: int
+    virtual_offset: int = 0
+    build_id: bytes | None = None
+    sections: tuple[Section, ...] = ()
+    settled: bool = True
+    crashed: bool = False  # it has entered its panic
+    _listeners: list[Callable[[], None]] = field(default_factory=list)
+
+    def on_settled(self, call: Callable[[], None]) -> None:
+        """Call once the guest is done patching itself; at once if it is."""
+        if self.settled:
+            call()
+        else:
+            self._listeners.append(call)
+
+    def settle(self) -> None:
+        """Say so: `on_settled` listeners are called, in order, in the machine's thread."""
+        self.settled = True
+        listeners, self._listeners = self._listeners, []
+        for call in listeners:
+            call()
+
+
+class GuestMachine(Machine):
+    """A Machine that knows what it runs."""
+
+    guest: Guest
+
+    def save(self, path: Path) -> None:
+        """A snapshot with everything `restore` needs to go on in another process; OSError as the file system says."""
+        self.snapshot(_describe(self)).save(path)
+
+
+# ------------------------------------------------------------------------------------------------------------- starting
+
+
+def boot(
+    kernel: str | Path = "amd64",
+    *,
+    initrd: Path | None = None,
+    append: str = "",
+    memory: int = KERNEL_MEMORY,
+    add: Sequence[tuple[Path, str]] = (),
+    command: str | None = None,
+    progress: Progress = quiet,
+) -> GuestMachine:
+    """A Linux kernel, a file or one of DEFAULT_PACKAGES' names, loaded and about to run its first instruction.
+
+    A named kernel is fetched into the cache if it is not there, and gets the fetched initramfs unless `initrd` is
+    given. `add` puts (host path, guest path) into it, `command` is run by its shell. ImageError, FetchError.
+    """
+    archive = b""
+    if str(kernel) in DEFAULT_PACKAGES:
+        fetched = fetch(str(kernel), progress=progress)
+        path = fetched.kernel
+        initrd = initrd or fetched.initramfs
+    else:
+        path = Path(kernel)
+    if initrd is not None:
+        archive = read_file(initrd, _INITRAMFS_LIMIT)
+    if command is not None:
+        archive = bytes(archive) + bytes(-len(archive) % 4) + initramfs.command_archive(command)
+    if add:
+        archive = initramfs.append(archive, add)
+    image = load_kernel(str(path), read_file(path), initrd=archive, append=append, memory=memory)
+    if image.kernel is None:
+        raise ImageError(str(path), "not a Linux kernel")
+    symbols = _symbols(image, progress)
+    machine = GuestMachine(memory, symbols=symbols, long_mode=image.kernel.bits == 64)
+    known = image.kernel
+    machine.guest = Guest(
+        "linux",
+        known.banner.strip() or str(path),
+        known.bits,
+        known.virtual_offset,
+        known.build_id,
+        known.sections,
+        settled=False,
+    )
+    machine.power_on(image)
+    _watch_linux(machine)
+    return machine
+
+
+def load(
+    path: str | Path,
+    *,
+    base: int | None = None,
+    entry: int | None = None,
+    bits: int | None = None,
+    memory: int = IMAGE_MEMORY,
+    initrd: Path | None = None,
+    append: str = "",
+) -> GuestMachine:
+    """An ELF, multiboot or flat image, about to run its first instruction. ImageError."""
+    module = read_file(initrd) if initrd is not None else b""
+    name = str(path)
+    data = read_file(Path(path))
+    image = load_image(name, data, memory=memory, base=base, entry=entry, bits=bits, initrd=module, append=append)
+    return _start_image(image, name, memory)
+
+
+def boot_embedded(bits: int = 64, append: str = "", *, memory: int = 32 << 20, pae: bool = False) -> GuestMachine:
+    """Our own small kernel, for tests and for where nothing can be fetched; see `emu.images.embedded`."""
+    return _start_image(embedded_guest(bits, append, pae=pae), f"embedded guest, {bits} bits", memory)
+
+
+def restore(path: str | Path, progress: Progress = quiet) -> GuestMachine:
+    """The machine that `GuestMachine.save` wrote, at the instruction where it was. ImageError."""
+    snapshot = Snapshot.open(Path(path))
+    about = snapshot.state.get("about", {})
+    try:
+        symbols = SymbolTable(unpack_symbols(base64.b64decode(about["symbols"])))
+        guest = Guest(
+            about["kind"],
+            about["title"],
+            about["bits"],
+            about["virtual_offset"],
+            bytes.fromhex(about["build_id"]) if about["build_id"] else None,
+            tuple(Section(*row) for row in about["sections"]),
+            about["settled"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ImageError(str(path), f"the snapshot does not say what it is of: {error!r}") from error
+    machine = GuestMachine(snapshot.memory, symbols=symbols, long_mode=snapshot.long_mode)
+    machine.guest = guest
+    machine.restore(snapshot)
+    progress(f"{path}: {guest.title}, {machine.instructions:,} instructions in")
+    if guest.kind == "linux":
+        _watch_linux(machine)
+    return machine
+
+
+def read_file(path: Path, limit: int = 1 << 30) -> bytes:
+    """A host file's bytes; ImageError where it cannot be read or has more than `limit`."""
+    try:
+        if path.stat().st_size > limit:
+            raise ImageError(str(path), f"larger than {limit >> 20} MiB")
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageError(str(path), (error.strerror or str(error)).lower()) from error
+
+
+def _start_image(image: Image, title: str, memory: int) -> GuestMachine:
+    machine = GuestMachine(memory, symbols=SymbolTable(image.symbols))
+    machine.guest = Guest(image.kind, title, image.start.bits)
+    machine.power_on(image)
+    return machine
+
+
+def _symbols(image: Image, progress: Progress) -> SymbolTable:
+    if image.symbols:
+        return SymbolTable(image.symbols)
+    kernel = image.kernel
+    if kernel is None:
+        return SymbolTable()
+    try:
+        return kallsyms(bytes(kernel.vmlinux), path=image.path, progress=progress)
+    except ImageError as error:
+        progress(f"symbols not available: {error}")
+        return SymbolTable()
+
+
+def _describe(machine: GuestMachine) -> dict[str, Any]:
+    guest = machine.guest
+    return {
+        "kind": guest.kind,
+        "title": guest.title,
+        "bits": guest.bits,
+        "virtual_offset": guest.virtual_offset,
+        "build_id": guest.build_id.hex() if guest.build_id else None,
+        "sections": [[s.name, s.address, s.size, s.writable, s.executable] for s in guest.sections],
+        "settled": guest.settled,
+        "symbols": base64.b64encode(pack_symbols(list(machine.symbols))).decode(),
+    }
+
+
+# ------------------------------------------------------------------------------------------------- a Linux guest's life
+
+
+def _watch_linux(machine: GuestMachine) -> None:
+    """Stop at `panic` and at the end of the machine, and notice when the kernel has done patching itself."""
+
+    def panic() -> Stop | None:
+        machine.guest.crashed = True
+        return Panic(machine.cpu.linear_pc, _panic_message(machine))
+
+    def ended() -> Stop | None:
+        return PowerOff()
+
+    _watch_function(machine, ("panic",), panic)
+    for name in _POWER_OFF_AT:
+        _watch_function(machine, (name,), ended)
+    if machine.guest.settled:
+        return
+
+    def settled() -> Stop | None:
+        cancel()
+        machine.guest.settle()
+        return None
+
+    cancel = _watch_function(machine, _SETTLED_AT, settled)
+
+
+def _watch_function(machine: GuestMachine, names: Sequence[str], call: Callable[[], Stop | None]) -> Callable[[], None]:
+    """Watch the first function of `names` that exists, past the bytes that ftrace rewrites while the kernel boots."""
+    for name in names:
+        found = machine.symbols.lookup(name)
+        if not found:
+            continue
+        paddr = found[0].address - machine.guest.virtual_offset
+        try:
+            skip = _entry_size(machine.memory.read_physical(paddr, 9))
+            return machine.watch(found[0].address + skip, call, paddr + skip)
+        except MachineError:
+            continue
+    return lambda: None
+
+
+def _entry_size(code: bytes) -> int:
+    """Bytes of endbr and of the call to __fentry__ (or the nop it becomes) at a function's start."""
+    size = 4 if code[:4] in _ENDBR else 0
+    if code[size] == 0xE8 or code[size : size + 5] == _NOP5:
+        size += 5
+    return size
+
+
+def _panic_message(machine: GuestMachine) -> str:
+    """panic()'s first argument, a format string: in RDI (SysV), or on the stack of i386, where variadics pass it."""
+    text = bytearray()
+    try:
+        if machine.guest.bits == 64:
+            address = machine.cpu.gpr[7]
+        else:
+            address = int.from_bytes(machine.memory.read((machine.cpu.gpr[4] & 0xFFFFFFFF) + 4, 4), "little")
+        while len(text) < 256:
+            byte = machine.memory.read(address + len(text), 1)
+            if byte == b"\0":
+                break
+            text += byte
+    except MachineError:
+        return ""
+    return text.decode("latin-1").strip()
