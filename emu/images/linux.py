@@ -86,6 +86,8 @@ _UNPACK_LIMIT = 512 << 20
 _CMDLINE_SIZE = 2047
 """COMMAND_LINE_SIZE - 1 on x86: for a vmlinux, which does not say."""
 _INITRD_MAX = 0x7FFF_FFFF
+_LOWEST = 0x10_0000
+"""No kernel of protocol 2.08 or newer is loaded below 1 MiB."""
 _BANNER_LIMIT = 512
 
 
@@ -121,6 +123,9 @@ def load_linux(path: str, data: Bytes, *, initrd: Bytes = b"", append: str = "",
     else:
         setup, elf = _bare_setup(), ElfFile(path, view)
     segments = elf.segments()
+    banner = _banner(elf.data)
+    if not banner or min(segment.paddr for segment in segments) < _LOWEST:
+        raise ImageError(path, "an ELF file, but not a Linux kernel: no version banner, or made for low memory")
     entry = elf.physical_entry()
     text = next(load for load in elf.loads if load.paddr <= entry < load.paddr + load.memory_size)
     own, start = _boot_state(entry, elf.bits)
@@ -136,7 +141,7 @@ def load_linux(path: str, data: Bytes, *, initrd: Bytes = b"", append: str = "",
     kernel = Kernel(
         vmlinux=elf.data,
         bits=elf.bits,
-        banner=_banner(elf.data),
+        banner=banner,
         virtual_offset=text.vaddr - text.paddr,
         build_id=elf.build_id(),
         sections=elf.allocated_sections(),

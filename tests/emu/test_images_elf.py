@@ -9,22 +9,13 @@ import pytest
 from emu.iface import ImageError
 from emu.images.detect import load_image
 from emu.images.plan import Gdt, Image, Segment, Start, free_range, identity_tables
-from tests.support.images import Load, build_elf
+from tests.support.images import Load, build_elf, physical
 
 MEMORY = 64 << 20
 
 
 def load(data: bytes, **options: int) -> Image:
     return load_image("image", data, memory=MEMORY, **options)
-
-
-def contents(image: Image, paddr: int, size: int) -> bytes:
-    """Physical memory as the plan leaves it."""
-    for segment in image.segments:
-        if segment.paddr <= paddr and paddr + size <= segment.end:
-            whole = bytes(segment.data).ljust(segment.size, b"\0")
-            return whole[paddr - segment.paddr :][:size]
-    raise AssertionError(f"nothing at {paddr:#x}")
 
 
 @pytest.fixture(params=[32, 64])
@@ -35,7 +26,7 @@ def bits(request: pytest.FixtureRequest) -> int:
 
 def test_segments_go_to_their_physical_addresses_with_zeros_after_them(bits: int) -> None:
     image = load(build_elf(bits, [Load(0x80100000, 0x200000, b"code", 0x2000)], 0x80100000))
-    assert contents(image, 0x200000, 8) == b"code\0\0\0\0"
+    assert physical(image, 0x200000, 8) == b"code\0\0\0\0"
     assert image.segments[0].end == 0x202000
 
 
@@ -77,7 +68,7 @@ def test_long_mode_starts_on_page_tables_that_map_the_first_4_gib_to_themselves(
     cr3 = image.start.registers["cr3"]
 
     def entry(table: int, index: int) -> int:
-        return int.from_bytes(contents(image, table + 8 * index, 8), "little")
+        return int.from_bytes(physical(image, table + 8 * index, 8), "little")
 
     for address in (0, 0x100000, 0x3FFFFFFF, 0x40000000, 0xFFFFFFFF):
         pointers = entry(cr3, 0) & ~0xFFF
@@ -92,7 +83,7 @@ def test_the_descriptor_table_has_flat_code_of_the_start_mode(bits: int) -> None
     image = load(build_elf(bits, [Load(0x100000, 0x100000, b"\xf4")], 0x100000))
     gdt = image.start.gdt
     assert gdt is not None
-    code = int.from_bytes(contents(image, gdt.base + gdt.code, 8), "little")
+    code = int.from_bytes(physical(image, gdt.base + gdt.code, 8), "little")
     assert bool(code >> 53 & 1) == (bits == 64)  # the L bit
     assert code >> 40 & 0x9A == 0x9A  # present, code, readable
 
@@ -149,7 +140,7 @@ def test_an_object_file_is_not_an_executable(bits: int) -> None:
 @pytest.mark.parametrize(("width", "base"), [(16, 0x7C00), (32, 0x100000), (64, 0x100000)])
 def test_a_flat_binary_has_a_default_place_for_each_word_size(width: int, base: int) -> None:
     image = load(b"\xeb\xfe", bits=width)
-    assert contents(image, base, 2) == b"\xeb\xfe"
+    assert physical(image, base, 2) == b"\xeb\xfe"
     assert image.start.bits == width
     assert image.start.pc == base
 

@@ -27,6 +27,7 @@ from tests.support.images import (
     build_vmlinux,
     multiboot1_header,
     multiboot2_header,
+    physical,
 )
 
 MEMORY = 64 << 20
@@ -34,11 +35,6 @@ MEMORY = 64 << 20
 
 def load(data: bytes, *, initrd: bytes = b"", append: str = "", memory: int = MEMORY) -> Image:
     return load_kernel("vmlinuz", data, initrd=initrd, append=append, memory=memory)
-
-
-def physical(image: Image, paddr: int, size: int) -> bytes:
-    segment = next(one for one in image.segments if one.paddr <= paddr < one.end)
-    return bytes(segment.data)[paddr - segment.paddr :][:size]
 
 
 def zero_page(image: Image) -> bytes:
@@ -75,7 +71,8 @@ def test_a_payload_of_each_compression_becomes_the_kernel(name: str) -> None:
 
 
 def test_lz4_of_several_blocks_is_put_together() -> None:
-    loads = [Load(0x1000000, 0x1000000, bytes(range(256)) * 0x9000)]  # 9 MiB: one full block and a part of one
+    # 9 MiB: one full block and a part of one.
+    loads = [Load(0x1000000, 0x1000000, BANNER + bytes(range(256)) * 0x9000)]
     vmlinux = build_elf(64, loads, 0x1000000)
     image = load(build_bzimage(lz4_legacy(vmlinux) + bytes(4), init_size=16 << 20))
     assert bytes(image.segments[0].data) == loads[0].data
@@ -186,6 +183,14 @@ def test_a_payload_cut_in_the_middle_is_refused(name: str) -> None:
 def test_a_broken_bzimage_is_refused_with_the_reason(data: bytes, reason: str) -> None:
     with pytest.raises(ImageError, match=reason):
         load(data)
+
+
+@pytest.mark.parametrize(
+    "loads", [[Load(0x400000, 0x400000, b"\xf4")], [Load(0, 0, BANNER)]], ids=["no banner", "low memory"]
+)
+def test_an_ordinary_program_is_not_taken_for_a_kernel(loads: list[Load]) -> None:
+    with pytest.raises(ImageError, match="an ELF file, but not a Linux kernel"):
+        load(build_elf(64, loads, loads[0].vaddr))
 
 
 FOREIGN = {

@@ -9,7 +9,7 @@ import pytest
 from emu.iface import ImageError
 from emu.images.detect import load_image
 from emu.images.plan import Image
-from tests.support.images import Load, build_elf, multiboot1_header, multiboot2_header
+from tests.support.images import Load, build_elf, multiboot1_header, multiboot2_header, physical
 
 MEMORY = 64 << 20
 
@@ -18,13 +18,12 @@ def load(data: bytes, *, initrd: bytes = b"", append: str = "", bits: int | None
     return load_image("/host/kernel", data, memory=MEMORY, initrd=initrd, append=append, bits=bits)
 
 
-def physical(image: Image, paddr: int, size: int) -> bytes:
-    segment = next(one for one in image.segments if one.paddr <= paddr < one.end)
-    return bytes(segment.data)[paddr - segment.paddr :][:size]
-
-
 def text(image: Image, paddr: int) -> bytes:
-    return physical(image, paddr, 200).split(b"\0")[0]
+    """The string at `paddr`, up to its NUL."""
+    length = 0
+    while physical(image, paddr + length, 1) != b"\0":
+        length += 1
+    return physical(image, paddr, length)
 
 
 def elf_with(header: bytes, bits: int = 32) -> bytes:

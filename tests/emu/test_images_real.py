@@ -16,7 +16,7 @@ from emu.images.initramfs import EXEC_STATUS
 from emu.images.plan import Image
 from emu.images.symbolelf import symbol_elf
 from emu.symbols import SymbolTable, kallsyms
-from tests.support.images import RealKernel, real_kernel
+from tests.support.images import RealKernel, physical, real_kernel
 
 __all__ = ["real_kernel"]
 MEMORY = 256 << 20
@@ -34,11 +34,6 @@ def symbols(image: Image) -> SymbolTable:
     return kallsyms(bytes(image.kernel.vmlinux), progress=print)
 
 
-def read_physical(image: Image, paddr: int, size: int) -> bytes:
-    segment = next(one for one in image.segments if one.paddr <= paddr and paddr + size <= one.paddr + len(one.data))
-    return bytes(segment.data[paddr - segment.paddr :][:size])
-
-
 def test_a_stock_kernel_becomes_a_plan_of_its_word_size(real_kernel: RealKernel, image: Image) -> None:
     kernel = image.kernel
     assert kernel is not None
@@ -54,13 +49,13 @@ def test_the_entry_point_is_code_in_the_first_segment(image: Image) -> None:
     """startup_64 of 6.1 and startup_32 begin the text; 6.12's entry lies further in."""
     assert image.segments[0].paddr == 0x1000000
     assert image.segments[0].paddr <= image.start.pc < image.segments[0].paddr + 0x1000
-    assert any(read_physical(image, image.start.pc, 16))
+    assert any(physical(image, image.start.pc, 16))
 
 
 def test_the_initramfs_is_where_the_zero_page_says(real_kernel: RealKernel, image: Image) -> None:
-    page = read_physical(image, image.start.registers["rsi" if image.start.bits == 64 else "esi"], 4096)
+    page = physical(image, image.start.registers["rsi" if image.start.bits == 64 else "esi"], 4096)
     paddr, size = struct.unpack_from("<II", page, 0x218)
-    assert read_physical(image, paddr, size) == real_kernel.fetched.initramfs.read_bytes()
+    assert physical(image, paddr, size) == real_kernel.fetched.initramfs.read_bytes()
 
 
 def test_busybox_is_a_static_program_of_the_kernels_word_size(real_kernel: RealKernel) -> None:
@@ -81,7 +76,7 @@ def test_kallsyms_addresses_are_where_the_functions_begin(image: Image, symbols:
     """A traced function begins with the call of ftrace's entry (endbr64 may come first), as it was compiled."""
     assert image.kernel is not None
     for name in ("do_sys_openat2", "vfs_read", "vfs_write"):
-        code = read_physical(image, symbols.lookup(name)[0].address - image.kernel.virtual_offset, 9)
+        code = physical(image, symbols.lookup(name)[0].address - image.kernel.virtual_offset, 9)
         assert code.removeprefix(b"\xf3\x0f\x1e\xfa")[0] in (0xE8, 0x0F)
 
 

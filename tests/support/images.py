@@ -18,6 +18,7 @@ import pytest
 import zstandard
 
 from emu.images.fetch import Fetched, fetch
+from emu.images.plan import Image
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,15 @@ def multiboot2_header(*tags: tuple[int, int, bytes]) -> bytes:
         body += bytes(-len(body) % 8)
     magic, size = 0xE85250D6, 16 + len(body)
     return struct.pack("<4I", magic, 0, size, -(magic + size) & 0xFFFFFFFF) + body
+
+
+def physical(image: Image, paddr: int, size: int) -> bytes:
+    """`size` bytes of physical memory as `image` leaves it, all of one segment; AssertionError where there is none."""
+    for segment in image.segments:
+        if segment.paddr <= paddr and paddr + size <= segment.end:
+            start = paddr - segment.paddr
+            return bytes(segment.data[start : start + size]).ljust(size, b"\0")
+    raise AssertionError(f"no segment has {paddr:#x}-{paddr + size:#x}")
 
 
 # -------------------------------------------------------------------------------------------------- Debian packages
