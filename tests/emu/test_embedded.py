@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from emu.iface import Breakpoint, Budget, GuestExit, Halted, ImageError, PowerOff, Reset, Stop, TripleFault
@@ -71,6 +73,16 @@ def test_current_points_to_the_task_that_runs() -> None:
     """The pointer `current` and struct task are what `layout` says."""
     guest = finish(64, "")
     assert guest.string(guest.member(guest.value("current"), "TASK", "comm")) == "init"
+
+
+@pytest.mark.parametrize(("bits", "pae"), VARIANTS)
+def test_functions_have_sizes_and_do_not_overlap(bits: int, pae: bool) -> None:
+    """Symbols cover their functions, so that an address finds the one it is in."""
+    functions = sorted(
+        (symbol.address, symbol.size) for symbol in embedded_guest(bits, pae=pae).symbols if symbol.kind == "T"
+    )
+    assert all(size > 0 for _, size in functions)
+    assert all(start + size <= after for (start, size), (after, _) in pairwise(functions))
 
 
 # ---------------------------------------------------------------------------------------------------------- workloads
@@ -189,6 +201,10 @@ def test_results_are_the_same_on_both_word_sizes() -> None:
         ("crash", {"kill_current": 1, "do_exit": 1}),
         # the program's pages 0 and 1, the data's 0 .. 4, and after the eviction of those seven 0 and 1 again
         ("faults=1", {"end_page_read": 9, "drop_pages": 2, "unmap_page": 7, "disk_readpages": 4, "disk_readpage": 1}),
+        # one page a read: the data's 0 .. 3 each give up their neighbour, and so does the program's 0, twice; the
+        # data's 4 has none. Out of the cache go the six given up and the six evicted
+        ("partial faults=1", {"end_page_read": 7, "disk_readpages_partial": 6, "remove_from_page_cache": 12}),
+        ("sum=2", {"sum_file": 2, "end_page_read": 3}),
         ("user=2", {"sys_write": 1, "disk_readpages": 1, "disk_readpage": 1, "end_page_read": 3}),
     ],
 )
@@ -215,7 +231,29 @@ def test_ring_3_results_arrive(bits: int) -> None:
     assert finish(bits, "faults=1").value("work_result") == 2 * sum(b"ABCDE")
 
 
+@pytest.mark.parametrize("bits", [64, 32])
+def test_file_reads_back_as_it_was_put_there(bits: int) -> None:
+    """sum=1 reads /bin/program through the page cache: every byte is the assembled program's."""
+    assert finish(bits, "sum=1").value("work_result") == sum(embedded_program(bits).code)
+
+
 # ------------------------------------------------------------------------------------------------- worth probing: how
+
+
+@pytest.mark.parametrize("bits", [64, 32])
+def test_frame_pointers_lead_back_to_the_start(bits: int) -> None:
+    """At inner_target's entry the chain of frame pointers names every caller up to the task's first function."""
+    machine = power_on(bits, "calls=1")
+    guest = Guest(machine, bits)
+    stop_at(machine, guest, "inner_target")
+    stack, frame = (machine.registers.read(name) for name in (("rsp", "rbp") if bits == 64 else ("esp", "ebp")))
+    callers = [guest.word(stack)]
+    while frame:
+        callers.append(guest.word(frame + bits // 8))
+        frame = guest.word(frame)
+    found = [machine.symbols.find(address) for address in callers]
+    names = [place[0].name for place in found if place is not None]
+    assert names == ["nested_target", "exercise", "do_calls", "run_workloads", "ret_from_fork"]
 
 
 @pytest.mark.parametrize("bits", [64, 32])

@@ -16,6 +16,8 @@ preempted by the timer. Command line: words in order, `name` or `name=N` (N is 1
     faults=N     ring 3 reads all of /data twice through two mappings, then all cached pages are dropped
     user=N       ring 3 says hello, calls user_target(1) .. and, on a page of its own, user_cold(1) ..
     getpids=N    ring 3 asks for its pid (SYSCALL or SYSENTER; the others use SYSCALL or int 0x80)
+    sum=N        the kernel adds up the bytes of /bin/program, read through the page cache, into `work_result`
+    partial      from here on readpages fails half-way: it reads its first page and gives the others up
     crash        ring 3 executes ud2 and is killed
     loop  idle  panic  exit=N  reset  poweroff  halt  triple  doublefault      what they say; these do not return
 
@@ -39,7 +41,20 @@ from emu.images.plan import Image, Segment, flat_start
 __all__ = ["embedded_guest", "embedded_kernel", "embedded_program", "kernel_source", "program_source"]
 
 NAME = "embedded"
-_COMMON = ("entry", "traps", "sched", "console", "lib", "mm", "syscalls", "main", "exercise", "functions", "data")
+_COMMON = (
+    "entry",
+    "traps",
+    "sched",
+    "console",
+    "lib",
+    "mm",
+    "filemap",
+    "syscalls",
+    "main",
+    "exercise",
+    "functions",
+    "data",
+)
 
 
 def embedded_guest(bits: int, append: str = "", *, pae: bool = False) -> Image:

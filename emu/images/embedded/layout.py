@@ -21,7 +21,7 @@ PIT_HZ = 1_193_182
 STRUCTURES: dict[str, tuple[str, ...]] = {
     # sched.S. state: TASK_*; wait: what it sleeps on; ptes: 0 for a kernel task; next: a ring without the idle task
     "TASK": (*("pid", "comm", "state", "sp", "stack_top", "cr3", "ptes", "wait", "wake_tick", "exit_code", "next"),),
-    # mm.S
+    # mm.S, filemap.S
     "VMA": ("start", "size", "file"),
     "FILE": ("f_inode", "f_mapping"),
     "INODE": ("ino", "name", "size", "data", "i_mapping"),

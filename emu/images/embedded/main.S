@@ -242,6 +242,32 @@ SYM_FUNC_START(do_crash)                     // crash: ring 3 executes ud2 and i
     ret
 SYM_FUNC_END(do_crash)
 
+SYM_FUNC_START(do_sum)                       // sum=N: N times, the kernel adds up the bytes of /bin/program
+    push xbp
+    mov xbp, xsp
+    push xbx
+    mov xbx, arg1
+.Lsum_next:
+    lea arg1, [REL(user_vmas)]
+    call sum_file
+    mov [REL(work_result)], xax
+    dec xbx
+    jg .Lsum_next
+    pop xbx
+    pop xbp
+    ret
+SYM_FUNC_END(do_sum)
+
+SYM_FUNC_START(do_partial)                   // partial: from now on readpages reads only the first page it is asked for
+    push xbp
+    mov xbp, xsp
+    lea xcx, [REL(partial_aops)]
+    mov [REL(program_mapping) + MAPPING.a_ops], xcx
+    mov [REL(data_mapping) + MAPPING.a_ops], xcx
+    pop xbp
+    ret
+SYM_FUNC_END(do_partial)
+
 SYM_FUNC_START(do_idle)                      // idle: nothing, for ever
     push xbp
     mov xbp, xsp
@@ -316,6 +342,8 @@ SYM_DATA_START(workloads)
     .pointer name_faults, do_faults, 6
     .pointer name_user, do_user, 4
     .pointer name_getpids, do_getpids, 7
+    .pointer name_sum, do_sum, 3
+    .pointer name_partial, do_partial, 7
     .pointer name_crash, do_crash, 5
     .pointer name_idle, do_idle, 4
     .pointer name_panic, do_panic, 5
@@ -347,6 +375,10 @@ name_user:
     .asciz "user"
 name_getpids:
     .asciz "getpids"
+name_sum:
+    .asciz "sum"
+name_partial:
+    .asciz "partial"
 name_crash:
     .asciz "crash"
 name_idle:
