@@ -16,7 +16,7 @@ import capstone
 import pytest
 
 from emu.images.embedded import embedded_kernel, embedded_program, kernel_source, layout, program_source
-from emu.images.embedded.assembler import Assembled, encode, translate
+from emu.images.embedded.assembler import Assembled, AssemblyError, encode, translate
 from tests.support.assemble import assemble
 
 SYNONYMS = {"jz": "je", "jnz": "jne", "jc": "jb", "jnc": "jae", "setz": "sete", "sysret": "sysretq", "movabs": "mov"}
@@ -174,3 +174,10 @@ def test_a_statement_that_keystone_gets_wrong_is_reported() -> None:
 def test_helper_assembles_to_the_manuals_bytes(source: str, bits: int, code: str) -> None:
     """tests.support.assemble gives the encodings of the SDM."""
     assert assemble(source, bits).hex() == code
+
+
+@pytest.mark.parametrize("source", ["frobnicate eax", "push rbx", "call nowhere"])
+def test_text_that_means_nothing_is_refused(source: str) -> None:
+    """An unknown mnemonic, a register of the other word size and an undefined label are errors."""
+    with pytest.raises(AssemblyError, match="cannot assemble"):
+        assemble(source, 32)
