@@ -8,7 +8,7 @@ machine itself knows nothing of Linux.
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,9 +71,13 @@ class GuestMachine(Machine):
 
     guest: Guest
 
+    def snapshot(self, about: Mapping[str, Any] | None = None) -> Snapshot:
+        """As Machine.snapshot, with everything `restore` needs to go on in another machine."""
+        return super().snapshot({**_describe(self), **(about or {})})
+
     def save(self, path: Path) -> None:
-        """A snapshot with everything `restore` needs to go on in another process; OSError as the file system says."""
-        self.snapshot(_describe(self)).save(path)
+        """The snapshot as a file, for another process; OSError as the file system says."""
+        self.snapshot().save(path)
 
 
 # ------------------------------------------------------------------------------------------------------------- starting
@@ -150,9 +154,10 @@ def boot_embedded(bits: int = 64, append: str = "", *, memory: int = 32 << 20, p
     return _start_image(embedded_guest(bits, append, pae=pae), f"embedded guest, {bits} bits", memory)
 
 
-def restore(path: str | Path, progress: Progress = quiet) -> GuestMachine:
-    """The machine that `GuestMachine.save` wrote, at the instruction where it was. ImageError."""
-    snapshot = Snapshot.open(Path(path))
+def restore(source: str | Path | Snapshot, progress: Progress = quiet) -> GuestMachine:
+    """A new machine from a GuestMachine's snapshot or the file it saved, at the instruction where it was. ImageError."""
+    name = "snapshot" if isinstance(source, Snapshot) else str(source)
+    snapshot = source if isinstance(source, Snapshot) else Snapshot.open(Path(source))
     about = snapshot.state.get("about", {})
     try:
         symbols = SymbolTable(unpack_symbols(base64.b64decode(about["symbols"])))
@@ -166,11 +171,11 @@ def restore(path: str | Path, progress: Progress = quiet) -> GuestMachine:
             about["settled"],
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise ImageError(str(path), f"the snapshot does not say what it is of: {error!r}") from error
+        raise ImageError(name, f"the snapshot does not say what it is of: {error!r}") from error
     machine = GuestMachine(snapshot.memory, symbols=symbols, long_mode=snapshot.long_mode)
     machine.guest = guest
     machine.restore(snapshot)
-    progress(f"{path}: {guest.title}, {machine.instructions:,} instructions in")
+    progress(f"{name}: {guest.title}, {machine.instructions:,} instructions in")
     if guest.kind == "linux":
         _watch_linux(machine)
     return machine

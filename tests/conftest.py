@@ -1,0 +1,15 @@
+"""What holds for every test: Hypothesis repeats itself, and the fixtures that boot stock kernels are known.
+
+The user's cache (kernels, symbol tables) is used as it is: tests never point XDG_CACHE_HOME elsewhere for them.
+"""
+
+from __future__ import annotations
+
+from hypothesis import settings
+
+from tests.support.kernels import kernel, linux
+
+__all__ = ["kernel", "linux"]
+
+settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
+settings.load_profile("repeatable")
