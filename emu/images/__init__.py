@@ -2,6 +2,7 @@
 
 plan.py        what a loader hands over: segments of memory, the processor's state at the start
 elf.py flat.py multiboot.py linux.py   one loader each; detect.py picks among them
-payload.py     decompression with a bound        symbolelf.py   symbols as a file stock gdb reads
+payload.py     decompression with a bound
+symbolelf.py orc.py                    symbols and unwind tables as a file stock gdb reads
 fetch.py initramfs.py cache.py         kernels and a userland from Debian, made into something that boots
 """

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from emu.images.plan import Section
 from emu.symbols import Symbol
 
-_SHT_SYMTAB, _SHT_STRTAB, _SHT_NOTE, _SHT_NOBITS = 2, 3, 7, 8
+_SHT_PROGBITS, _SHT_SYMTAB, _SHT_STRTAB, _SHT_NOTE, _SHT_NOBITS = 1, 2, 3, 7, 8
 _SHF_WRITE, _SHF_ALLOC, _SHF_EXECINSTR = 1, 2, 4
 _SHN_ABS = 0xFFF1
 _STB_LOCAL, _STB_GLOBAL, _STB_WEAK = 0, 1, 2
@@ -39,9 +39,16 @@ _FORMATS = {
 
 
 def symbol_elf(
-    symbols: Iterable[Symbol], *, bits: int, sections: Sequence[Section], build_id: bytes | None = None
+    symbols: Iterable[Symbol],
+    *,
+    bits: int,
+    sections: Sequence[Section],
+    build_id: bytes | None = None,
+    frames: bytes = b"",
 ) -> bytes:
     """An ELF executable of `bits` (32, 64) naming `symbols` inside `sections`, with a build-id note where one is given.
+
+    `frames` is a .debug_frame section (see `orc`), by which gdb unwinds.
 
     Text symbols become functions, data, bss and read-only ones objects, with their sizes; a symbol in no section is
     absolute. No sections at all: everything is absolute, and gdb still resolves the names.
@@ -58,6 +65,8 @@ def symbol_elf(
     for section in ordered:
         flags = _SHF_ALLOC | (_SHF_WRITE if section.writable else 0) | (_SHF_EXECINSTR if section.executable else 0)
         rows.append((names.add(section.name), _SHT_NOBITS, flags, section.address, b"", section.size, 0, 0, 1, 0))
+    if frames:
+        rows.append((names.add(".debug_frame"), _SHT_PROGBITS, 0, 0, frames, len(frames), 0, 0, 8, 0))
     if note:
         rows.append((names.add(".note.gnu.build-id"), _SHT_NOTE, 0, 0, note, len(note), 0, 0, 4, 0))
     strtab_index = len(rows) + 1
