@@ -328,13 +328,25 @@ class SymbolTable(Protocol):
 class Machine(Protocol):
     """A processor with memory, devices and time. All but `request_stop` belongs to the one thread that runs it."""
 
-    memory: Memory
-    registers: Registers
-    text: Text
-    clock: Clock
-    window: Window
-    symbols: SymbolTable
     trap_client: TrapClient | None
+
+    @property
+    def memory(self) -> Memory: ...
+
+    @property
+    def registers(self) -> Registers: ...
+
+    @property
+    def text(self) -> Text: ...
+
+    @property
+    def clock(self) -> Clock: ...
+
+    @property
+    def window(self) -> Window: ...
+
+    @property
+    def symbols(self) -> SymbolTable: ...
 
     @property
     def bits(self) -> int:

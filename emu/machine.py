@@ -9,6 +9,7 @@ order: debugger's breakpoints, our own watches, the probe engine, the guest.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -88,6 +89,8 @@ class Machine:
         self.pacer: Pacer | None = None
         self.log: Callable[[str, str], None] | None = None  # (topic, line) for --log int,syscall
         self.halted = False
+        self.budget_end: int | None = None  # instruction count at which every run ends with Budget
+        self.handler_ns = 0  # host time spent in the trap client
         self._blank = True  # RAM is zero
         self._debugger = object()
         self._hardware: set[int] = set()
@@ -219,7 +222,7 @@ class Machine:
 
     def run(self, budget: int | None = None) -> Stop:
         """Run until something stops it; at most `budget` instructions."""
-        end = None if budget is None else self.clock.instructions + budget
+        end = self.budget_end if budget is None else self.clock.instructions + budget
         self._skip_breakpoint = self.cpu.linear_pc
         return self._loop(lambda: end is not None and self.clock.instructions >= end, end)
 
@@ -530,6 +533,8 @@ class Machine:
             self.traps.deliver(vector, code, **how)  # type: ignore[arg-type]  # keyword flags of one signature
         except TripleFaulted as fault:
             self._stop_for(TripleFault(self.cpu.linear_pc, fault.vector))
+            if self.cpu.running:
+                self.engine.break_here()  # a fault of the fetch itself retires nothing, so the limit is never looked at
         if self.traps.switched_tables:
             self.traps.switched_tables = False
             self.engine.flush_tlb()
@@ -585,7 +590,9 @@ class Machine:
         self._skip_breakpoint = None
         if not wanted or self.trap_client is None:
             return None
+        began = time.perf_counter_ns()
         verdict = self.trap_client.on_break(self.cpu, pc, place.back_end)
+        self.handler_ns += time.perf_counter_ns() - began
         return None if verdict is Verdict.NOT_MINE else verdict
 
     def _on_pc_hook(self, pc: int) -> None:

@@ -6,9 +6,10 @@ bits that a processor would. Called in the machine's thread only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from typing import NamedTuple
 
-from emu.ram import Ram
+from emu.ram import PAGE, Ram
 
 CR0_WP = 1 << 16
 CR0_PG = 1 << 31
@@ -22,8 +23,7 @@ NX = 1 << 63
 ADDRESS = 0x000FFFFFFFFFF000
 
 
-@dataclass(frozen=True, slots=True)
-class Tables:
+class Tables(NamedTuple):
     """The control registers a walk depends on."""
 
     cr0: int
@@ -36,8 +36,7 @@ class Tables:
         return bool(self.cr0 & CR0_PG)
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
+class Page(NamedTuple):
     """One translation: where `vaddr` is, how large its page is, and what all levels together allow."""
 
     paddr: int
@@ -162,3 +161,53 @@ def fault_code(page: Page | None, *, write: bool, user: bool, wp: bool) -> int |
     if (user and not page.user) or (write and not page.writable and (user or wp)):
         return code | PF_PRESENT
     return None
+
+
+def mappings(ram: Ram, tables: Tables) -> Iterator[tuple[int, Page]]:
+    """(virtual address, page) of everything mapped, in address order; 64-bit addresses are canonical."""
+    if not tables.paged:
+        yield 0, Page(0, 1 << 32, True, True, True, -1, False)
+    elif tables.efer & EFER_LMA:
+        yield from _entries(ram, tables, tables.cr3 & ADDRESS, (39, 30, 21, 12), 0)
+    elif tables.cr4 & CR4_PAE:
+        for index in range(4):
+            at = (tables.cr3 & 0xFFFFFFE0) + index * 8
+            if at + 8 <= ram.size and ram.words[at >> 3] & PRESENT:
+                yield from _entries(ram, tables, ram.words[at >> 3] & ADDRESS, (21, 12), index << 30)
+    else:
+        yield from _legacy_entries(ram, tables)
+
+
+def _entries(ram: Ram, tables: Tables, table: int, shifts: tuple[int, ...], start: int) -> Iterator[tuple[int, Page]]:
+    if table + 0x1000 > ram.size:
+        return
+    shift = shifts[0]
+    for index in range(512):
+        entry = ram.words[(table >> 3) + index]
+        if not entry & PRESENT:
+            continue
+        vaddr = start | index << shift
+        if shift == 39 and index >= 256:
+            vaddr |= 0xFFFF << 48
+        if shift == 12 or (entry & LARGE and shift != 39):
+            page = walk(ram, tables, vaddr)
+            if page is not None:
+                yield vaddr, page
+        else:
+            yield from _entries(ram, tables, entry & ADDRESS, shifts[1:], vaddr)
+
+
+def _legacy_entries(ram: Ram, tables: Tables) -> Iterator[tuple[int, Page]]:
+    directory = tables.cr3 & 0xFFFFF000
+    if directory + 0x1000 > ram.size:
+        return
+    for index in range(1024):
+        if not ram.dwords[(directory >> 2) + index] & PRESENT:
+            continue
+        for low in range(1024):
+            page = walk(ram, tables, index << 22 | low << 12)
+            if page is None:
+                continue
+            yield index << 22 | low << 12, page
+            if page.size > PAGE:
+                break

@@ -6,7 +6,7 @@ register would; control registers take effect at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from emu.arch import I386, X86_64, Arch
 from emu.cpustate import SEGMENT_NAMES, SS, CpuState
@@ -90,11 +90,11 @@ class GuestRegisters:
         else:
             self._write_extended(name, value)
 
-    def write_many(self, values: Sequence[tuple[str, int]]) -> None:
-        """Those that change, in order; a `G` packet names every register."""
-        for name, value in values:
-            if self.read(name) != value:
-                self.write(name, value)
+    def write_many(self, values: Mapping[str, int]) -> None:
+        """Those that change (a `G` packet names every register); KeyError before any is written."""
+        changed = [(name, value) for name, value in values.items() if self.read(name) != value]
+        for name, value in changed:
+            self.write(name, value)
 
     def _write_selector(self, index: int, selector: int) -> None:
         cpu = self._cpu

@@ -1,0 +1,197 @@
+"""What `monitor` commands work on, machine side: topics of `info`, named snapshots, the trace as text.
+
+Rules: called in the machine's thread; implements the protocols of `monitor`. Text out, one line an item.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from emu.boot import GuestMachine
+from emu.iface import MachineError
+from emu.paging import Page, mappings
+from emu.snapshot import Snapshot
+from probes.manager import Manager
+from probes.trace import Record, TraceRing
+
+_MAX_LINES = 4_000  # of one reply
+_MAX_SNAPSHOTS = 8  # each may hold as much as the guest's RAM
+
+
+class MachineInspector:
+    """Implements monitor.Inspector."""
+
+    def __init__(self, machine: GuestMachine, probes: Manager) -> None:
+        self._machine = machine
+        self._probes = probes
+        self._started = time.monotonic()
+        self._instructions_then = machine.instructions
+
+    def lines(self, topic: str, /) -> Sequence[str]:
+        """Of one of monitor.TOPICS."""
+        return {
+            "registers": self._registers,
+            "mem": self._mem,
+            "tlb": self._tlb,
+            "pic": self._pic,
+            "timers": self._timers,
+            "stats": self._stats,
+        }[topic]()
+
+    def _registers(self) -> list[str]:
+        machine, cpu = self._machine, self._machine.cpu
+        read = machine.registers.read
+        wide = cpu.long_mode
+        names = machine.registers.arch.names
+        general = names[: names.index("eflags")]
+        width = 16 if wide else 8
+        cells = [f"{name:>3} {read(name):0{width}x}" for name in general]
+        lines = ["  ".join(cells[i : i + 4]) for i in range(0, len(cells), 4)]
+        lines.append(
+            f"eflags {cpu.eflags:08x}  cpl {cpu.cpl}  {cpu.bits}-bit code  {'halted' if machine.halted else 'running'}"
+        )
+        for index, name in enumerate(("es", "cs", "ss", "ds", "fs", "gs")):
+            part = cpu.segment(index)
+            lines.append(f"{name} {part.selector:04x}  base {part.base:0{width}x}  limit {part.limit:08x}")
+        for name in ("ldt", "tr", "gdt", "idt"):
+            part = cpu.system_segment(name)
+            lines.append(f"{name:3} {part.selector:04x}  base {part.base:0{width}x}  limit {part.limit:08x}")
+        lines.append("  ".join(f"cr{i} {cpu.cr(i):0{width}x}" for i in (0, 2, 3, 4)) + f"  efer {cpu.efer:x}")
+        return lines
+
+    def _mem(self) -> list[str]:
+        """Ranges of equal rights, as QEMU's `info mem` shows them."""
+        lines: list[str] = []
+        start = end = 0
+        rights = ""
+        for vaddr, page in self._pages():
+            if vaddr == end and _rights(page) == rights:
+                end += page.size
+                continue
+            if rights:
+                lines.append(f"{start:016x}-{end:016x} {end - start:016x} {rights}")
+            start, end, rights = vaddr, vaddr + page.size, _rights(page)
+            if len(lines) >= _MAX_LINES:
+                return [*lines, f"... more than {_MAX_LINES} ranges"]
+        if rights:
+            lines.append(f"{start:016x}-{end:016x} {end - start:016x} {rights}")
+        return lines
+
+    def _tlb(self) -> list[str]:
+        lines: list[str] = []
+        for vaddr, page in self._pages():
+            if len(lines) >= _MAX_LINES:
+                return [*lines, f"... more than {_MAX_LINES} pages"]
+            lines.append(f"{vaddr:016x}: {page.paddr:016x} {_rights(page)} {page.size >> 10}K")
+        return lines
+
+    def _pages(self) -> Iterator[tuple[int, Page]]:
+        window = self._machine.window
+        for vaddr, page in mappings(self._machine.ram, self._machine.cpu.tables()):
+            if not window.contains(vaddr):
+                yield vaddr, page
+
+    def _pic(self) -> list[str]:
+        return [f"{name}: {state}" for name, state in _flat("pic", self._machine.devices.pic.state())]
+
+    def _timers(self) -> list[str]:
+        clock = self._machine.clock
+        deadline = clock.next_deadline_ns()
+        lines = [f"now {clock.now_ns:,} ns, {clock.instructions:,} instructions"]
+        lines.append("no timer is set" if deadline is None else f"next timer in {deadline - clock.now_ns:,} ns")
+        lines += [f"{name}: {state}" for name, state in _flat("pit", self._machine.devices.pit.state())]
+        return lines
+
+    def _stats(self) -> list[str]:
+        machine = self._machine
+        elapsed = max(time.monotonic() - self._started, 1e-9)
+        done = machine.instructions - self._instructions_then
+        hits = sum(status.hits for status in self._probes.status())
+        return [
+            f"instructions {machine.instructions:,}",
+            f"virtual time {machine.clock.now_ns / 1e9:.6f} s",
+            f"speed {done / elapsed / 1e6:.1f} MIPS over {elapsed:.1f} s, idle time included",
+            f"probe hits {hits:,}, {hits / elapsed:,.0f} a second",
+            f"time in probe handlers {machine.handler_ns / 1e9:.3f} s",
+        ]
+
+
+def _rights(page: Page) -> str:
+    return ("u" if page.user else "-") + "r" + ("w" if page.writable else "-") + ("x" if page.executable else "-")
+
+
+def _flat(name: str, value: object) -> Iterator[tuple[str, object]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flat(f"{name}.{key}", inner)
+    else:
+        yield name, value
+
+
+@dataclass
+class NamedSnapshots:
+    """Implements monitor.Snapshots: states kept in memory, by name. A debugger writes no host file."""
+
+    machine: GuestMachine
+
+    def __post_init__(self) -> None:
+        self._kept: dict[str, Snapshot] = {}
+
+    def save(self, name: str, /) -> Sequence[str]:
+        """MachineError beyond the limit."""
+        if name not in self._kept and len(self._kept) >= _MAX_SNAPSHOTS:
+            raise MachineError(f"{_MAX_SNAPSHOTS} snapshots are kept already: use one of their names again")
+        self._kept[name] = self.machine.snapshot()
+        return [f"{name}: saved at instruction {self.machine.instructions:,}"]
+
+    def restore(self, name: str, /) -> Sequence[str]:
+        if name not in self._kept:
+            raise MachineError(f"no snapshot {name!r}: " + (", ".join(sorted(self._kept)) or "none is kept"))
+        self.machine.restore(self._kept[name])
+        return [f"{name}: restored at instruction {self.machine.instructions:,}"]
+
+    def list(self) -> Sequence[str]:
+        return [
+            f"{name}  instruction {snapshot.state['instructions']:,}  {len(snapshot.ram) * 64 >> 10} MiB"
+            for name, snapshot in sorted(self._kept.items())
+        ] or ["no snapshots"]
+
+
+class TraceText:
+    """Implements monitor.Trace over the ring."""
+
+    def __init__(self, ring: TraceRing) -> None:
+        self._ring = ring
+        self._unsubscribe: Callable[[], None] | None = None
+
+    def lines(self, count: int | None, /) -> Sequence[str]:
+        """The newest `count`, in ftrace's format, oldest first."""
+        lost = [f"# {self._ring.overwritten:,} older records were overwritten"] if self._ring.overwritten else []
+        return [*lost, *(record.text() for record in self._ring.last(count))]
+
+    def clear(self) -> None:
+        self._ring.clear()
+
+    def enable(self, on: bool, /) -> None:
+        self._ring.enabled = on
+
+    def save(self, path: str, /) -> Sequence[str]:
+        """Refused: a debugger may not write host files unless the person who started the server allowed a folder."""
+        raise MachineError(
+            f"cannot save to {path}: the server was started without a folder for traces; use --trace FILE"
+        )
+
+    def stream(self, sink: Callable[[str], None] | None, /) -> None:
+        """Each new record to `sink`; None ends it."""
+        if self._unsubscribe is not None:
+            self._unsubscribe()
+            self._unsubscribe = None
+        if sink is not None:
+            show = sink
+
+            def tell(record: Record) -> None:
+                show(record.text())
+
+            self._unsubscribe = self._ring.subscribe(tell)
