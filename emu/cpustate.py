@@ -308,6 +308,11 @@ class CpuState:
         """ "ldt", "tr", "gdt" or "idt"."""
         return self._read_segment(_AT[name])
 
+    def table(self, name: str) -> tuple[int, int]:
+        """(base, limit) of "ldt", "tr", "gdt" or "idt": what a trap needs of it."""
+        at = _AT[name] // 4
+        return self._q[at // 2 + 1], self._d[at + 4]
+
     def set_system_segment(self, name: str, selector: int, base: int, limit: int, flags: int = 0) -> None:
         self._write_segment(_AT[name], selector, base, limit, flags)
 

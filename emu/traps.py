@@ -7,13 +7,14 @@ task switch), vol. 2 SYSCALL and SYSENTER.
 
 from __future__ import annotations
 
+import functools
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from emu import cpustate as c
 from emu.cpustate import CS, DS, ES, FS, GS, SS, CpuState
 from emu.layouts import Gate32, Gate64, Tss32, Tss64, offsets
-from emu.paging import CR0_WP, fault_code, touch, walk
+from emu.paging import CR0_WP, Tables, entry_addresses, fault_code, touch, walk
 from emu.ram import Ram
 
 DE, DB, NMI, BP, OF, BR, UD, NM, DF = range(9)
@@ -28,6 +29,7 @@ _TASK_GATE, _INT16, _TRAP16, _INT32, _TRAP32 = 5, 6, 7, 14, 15
 _TSS_AVAILABLE, _TSS_BUSY = 9, 11
 _TSS32, _TSS64 = offsets(Tss32), offsets(Tss64)
 _GATE32, _GATE64 = struct.Struct("<HHBBH"), struct.Struct("<HHBBHII")
+_FRAME64 = struct.Struct("<5Q")  # RIP, CS, RFLAGS, RSP, SS
 assert _GATE32.size == Gate32.sizeof()
 assert _GATE64.size == Gate64.sizeof()
 
@@ -57,20 +59,36 @@ def _double(first: int, second: int) -> bool:
     return first in CONTRIBUTORY and second in CONTRIBUTORY
 
 
-@dataclass(frozen=True, slots=True)
-class _Descriptor:
+class _Descriptor(NamedTuple):
     selector: int
     base: int
     limit: int
     flags: int
+    dpl: int
+    conforming: bool
 
-    @property
-    def dpl(self) -> int:
-        return (self.flags >> 13) & 3
 
-    @property
-    def conforming(self) -> bool:
-        return bool(self.flags & 0x400)
+@functools.lru_cache(maxsize=1024)
+def _decode(selector: int, entry: int) -> _Descriptor:
+    """The 8 bytes of a segment descriptor, SDM vol. 3, 3.4.5. Traps meet the same few again and again."""
+    high = entry >> 32
+    base = (entry >> 16 & 0xFFFFFF) | (high & 0xFF000000)
+    limit = (entry & 0xFFFF) | (high & 0xF0000)
+    if high & c.DESC_G:
+        limit = (limit << 12) | 0xFFF
+    return _Descriptor(selector, base, limit, high, high >> 13 & 3, bool(high & 0x400))
+
+
+class _KnownWalk(NamedTuple):
+    """A page walk that was allowed, good for as long as the control registers and every entry it read are the same."""
+
+    tables: Tables
+    view: memoryview
+    entries: tuple[tuple[int, int], ...]  # index into `view`, value
+    page: int  # physical address
+
+
+_KNOWN_WALKS = 256  # IDT, GDT, TSS and the kernel stacks of the tasks at work
 
 
 class Traps:
@@ -80,6 +98,7 @@ class Traps:
         self.cpu = cpu
         self.ram = ram
         self.switched_tables = False  # a task switch loaded CR3: the machine has the engine forget its page walks
+        self._known: dict[tuple[int, bool, bool], _KnownWalk] = {}
 
     def deliver(
         self, vector: int, code: int | None = None, *, software: bool = False, external: bool = False, length: int = 0
@@ -112,12 +131,31 @@ class Traps:
     # ------------------------------------------------------------------------------------------------- guest memory
 
     def _physical(self, vaddr: int, write: bool, user: bool) -> int:
+        """Where an access of the processor's goes; GuestFault(#PF). A trap makes four to the same pages as the last."""
         tables = self.cpu.tables()
+        known = self._known.get((vaddr >> 12, write, user))
+        if known is not None and known.tables == tables:
+            view = known.view
+            for index, value in known.entries:
+                if view[index] != value:
+                    break
+            else:
+                return known.page | vaddr & 0xFFF
+        return self._walk(tables, vaddr, write, user)
+
+    def _walk(self, tables: Tables, vaddr: int, write: bool, user: bool) -> int:
         page = walk(self.ram, tables, vaddr)
         code = fault_code(page, write=write, user=user, wp=bool(tables.cr0 & CR0_WP))
         if page is None or code is not None:
             raise GuestFault(PF, code or 0, vaddr)
         touch(self.ram, page, write)
+        if tables.paged:
+            view, shift = (self.ram.words, 3) if page.wide else (self.ram.dwords, 2)
+            indexes = [at >> shift for at in entry_addresses(self.ram, tables, vaddr)]
+            if len(self._known) >= _KNOWN_WALKS:
+                self._known.clear()
+            entries = tuple((index, view[index]) for index in indexes)
+            self._known[vaddr >> 12, write, user] = _KnownWalk(tables, view, entries, page.paddr & ~0xFFF)
         return page.paddr
 
     def read(self, vaddr: int, size: int, user: bool = False) -> bytes:
@@ -142,15 +180,11 @@ class Traps:
 
     def descriptor(self, selector: int, vector: int = GP, ext: int = 0) -> _Descriptor:
         """A segment descriptor from GDT or LDT; GuestFault(`vector`, selector) beyond the table."""
-        table = self.cpu.system_segment("ldt" if selector & 4 else "gdt")
-        if (selector | 7) > table.limit:
+        base, limit = self.cpu.table("ldt" if selector & 4 else "gdt")
+        if (selector | 7) > limit:
             raise GuestFault(vector, (selector & ~3) | ext)
-        low, high = struct.unpack("<II", self.read((table.base + (selector & ~7)) & _mask(self.cpu), 8))
-        base = (low >> 16) | ((high & 0xFF) << 16) | (high & 0xFF000000)
-        limit = (low & 0xFFFF) | (high & 0xF0000)
-        if high & c.DESC_G:
-            limit = (limit << 12) | 0xFFF
-        return _Descriptor(selector, base, limit, high)
+        entry = self.read((base + (selector & ~7)) & _mask(self.cpu), 8)
+        return _decode(selector, int.from_bytes(entry, "little"))
 
     # ------------------------------------------------------------------------------------------------- into the gate
 
@@ -194,28 +228,29 @@ class Traps:
 
     def _enter_long(self, vector: int, code: int | None, software: bool, ext: int) -> None:
         cpu = self.cpu
-        table = cpu.system_segment("idt")
+        cpl = cpu.cpl
+        base, limit = cpu.table("idt")
         index_code = vector * 8 + 2 + ext
-        if vector * 16 + 15 > table.limit:
+        if vector * 16 + 15 > limit:
             raise GuestFault(GP, index_code)
-        low, selector, ist, kind, middle, high, _ = _GATE64.unpack(self.read(table.base + vector * 16, 16))
-        if kind & 0x1F not in (_INT32, _TRAP32) or (software and (kind >> 5) & 3 < cpu.cpl):
+        low, selector, ist, kind, middle, high, _ = _GATE64.unpack(self.read(base + vector * 16, 16))
+        if kind & 0x1F not in (_INT32, _TRAP32) or (software and (kind >> 5) & 3 < cpl):
             raise GuestFault(GP, index_code)
         if not kind & 0x80:
             raise GuestFault(NP, index_code)
         target = self._code_segment(selector, ext)
-        level = cpu.cpl if target.conforming else target.dpl
-        sp = cpu.gpr[4]
-        changes = level < cpu.cpl
+        level = cpl if target.conforming else target.dpl
+        old_sp = sp = cpu.gpr[4]
+        changes = level < cpl
         if ist & 7 or changes:
             slot = _TSS64["ist"] + 8 * ((ist & 7) - 1) if ist & 7 else _TSS64["rsp"] + 8 * level
-            sp = int.from_bytes(self.read(cpu.system_segment("tr").base + slot, 8), "little")
-        frame = [cpu.pc, cpu.selector(CS), self._pushed_flags(vector, software), cpu.gpr[4], cpu.selector(SS)]
+            sp = int.from_bytes(self.read(cpu.table("tr")[0] + slot, 8), "little")
+        frame = _FRAME64.pack(cpu.pc, cpu.selector(CS), self._pushed_flags(vector, software), old_sp, cpu.selector(SS))
         if code is not None and vector in WITH_ERROR_CODE:
-            frame.insert(0, code)
-        sp = (sp & ~0xF) - 8 * len(frame)
-        self.write(sp & _MASK64, struct.pack(f"<{len(frame)}Q", *frame), user=level == 3)
-        cpu.gpr[4] = sp & _MASK64
+            frame = code.to_bytes(8, "little") + frame
+        sp = ((sp & ~0xF) - len(frame)) & _MASK64
+        self.write(sp, frame, user=level == 3)
+        cpu.gpr[4] = sp
         cpu.pc = low | middle << 16 | high << 32
         cpu.set_segment(CS, (selector & ~3) | level, target.base, target.limit, target.flags)
         if changes:
