@@ -28,6 +28,8 @@ _CFA_UNDEFINED, _CFA_SAME, _CFA_DEF, _CFA_EXPRESSION_DEF, _CFA_EXPRESSION = 0x07
 _CFA_OFFSET_SF, _CFA_ADVANCE = 0x11, 0x40
 _OP_DEREF, _OP_CONSTS, _OP_PLUS, _OP_BREG = 0x06, 0x11, 0x22, 0x70
 _DATA_ALIGN = -8
+_CIE = 0xFFFF_FFFF
+_NO_AUGMENTATION = b"\0"  # the length of augmentation data, where "z" announces it
 
 _ROWS_IN_ONE = 48
 """Rows an FDE may have: gdb runs its instructions from the start for every frame it unwinds."""
@@ -78,9 +80,20 @@ def frames_of(places: Sequence[int], rows: bytes | memoryview, *, new_types: boo
         if state is None:
             state = known[row] = _state(row, kinds)
         states.append(state)
-    out = bytearray(_entry(0xFFFF_FFFF, b"\x01\0\x01" + _sleb(_DATA_ALIGN) + bytes([_RIP])))
+    # Two CIEs, version 1: addresses count in bytes, offsets in -8, the return address is register 16. The second is for
+    # frames of exceptions ("S"): the pc they hold is that of an instruction, not of the one after a call, and gdb must
+    # not look up the place before it.
+    counting = b"\x01" + _sleb(_DATA_ALIGN) + bytes([_RIP])
+    out = bytearray(_entry(_CIE, b"\x01" + b"\0" + counting))
+    exceptions = len(out)
+    out += _entry(_CIE, b"\x01" + b"zS\0" + counting + _NO_AUGMENTATION)
     for first, last in _groups(places, states):
-        out += _entry(0, _description(places, states, first, last))
+        span = struct.pack("<QQ", places[first] & 0xFFFF_FFFF_FFFF_FFFF, places[last] - places[first])
+        instructions = _instructions(places, states, first, last)
+        if states[first].kind in (_REGS, _PARTIAL):
+            out += _entry(exceptions, span + _NO_AUGMENTATION + instructions)
+        else:
+            out += _entry(0, span + instructions)
     return bytes(out)
 
 
@@ -96,10 +109,9 @@ def _groups(places: Sequence[int], states: Sequence[_State]) -> Iterator[tuple[i
             first = index
 
 
-def _description(places: Sequence[int], states: Sequence[_State], first: int, last: int) -> bytes:
-    """The body of the FDE for rows `first` to `last - 1`: start, length in bytes, instructions."""
-    out = bytearray(struct.pack("<QQ", places[first] & 0xFFFF_FFFF_FFFF_FFFF, places[last] - places[first]))
-    out += _ENTERED[states[first].kind]
+def _instructions(places: Sequence[int], states: Sequence[_State], first: int, last: int) -> bytes:
+    """What the FDE for rows `first` to `last - 1` says."""
+    out = bytearray(_ENTERED[states[first].kind])
     cfa = rbp = b""
     place = places[first]
     for index in range(first, last):
@@ -164,7 +176,7 @@ def _advance(distance: int) -> bytes:
 
 
 def _entry(identity: int, body: bytes) -> bytes:
-    """A CIE (identity all ones) or an FDE (identity: its CIE's offset), padded with DW_CFA_nop to 8 bytes."""
+    """A CIE (identity _CIE) or an FDE (identity: its CIE's offset), padded with DW_CFA_nop to 8 bytes."""
     padded = body + bytes(-(8 + len(body)) % 8)
     return struct.pack("<II", 4 + len(padded), identity) + padded
 

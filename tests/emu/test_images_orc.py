@@ -98,6 +98,13 @@ def test_an_exception_frame_gives_every_register_of_the_interrupted_code() -> No
     assert found == {register: 8 * index for index, register in enumerate(order)} | {RIP: 128, RSP: 152}
 
 
+@pytest.mark.parametrize(("kind", "signal"), [(CALL, False), (REGS, True), (PARTIAL, True)])
+def test_exception_frames_are_marked_as_such(kind: int, signal: bool) -> None:
+    """Without the mark gdb names the function before the interrupted one, where its first instruction was due."""
+    (entry,) = descriptions(frames(row(SP, 8, kind=kind)))
+    assert (b"S" in entry.cie["augmentation"]) == signal
+
+
 def test_a_bare_interrupt_frame_gives_ip_and_sp() -> None:
     state = state_at(frames(row(SP, 8, kind=PARTIAL)), TEXT)
     assert (state[RIP].arg, state[RSP].arg) == (0, 24)
@@ -142,7 +149,7 @@ def test_a_stock_kernels_table_covers_its_text_in_order(name: str) -> None:
     position, end, covered = 0, TEXT, 0
     while position < len(table):
         length, identity, start, size = struct.unpack_from("<IIQQ", table, position)
-        if identity == 0:
+        if identity != 0xFFFFFFFF:
             assert start >= end
             end, covered = start + size, covered + size
         position += 4 + length
