@@ -132,6 +132,8 @@ class Kprobes:
         if probe.registered:
             raise ProbeError(errno.EINVAL, "this probe is registered already")
         place = self._places.get(address) or _Place(address, self._arch.arch_prepare(address, function))
+        if probe.post_handler is not None and (reason := place.prepared.needs_hook) is not None:
+            raise ProbeError(errno.EOPNOTSUPP, f"no post_handler can follow this instruction: {reason}")
         place.probes.insert(0, probe)
         try:
             self._update(place)

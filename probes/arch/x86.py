@@ -23,6 +23,7 @@ from probes.arch import Begin, Convention, Finish, Prepared
 from probes.arch.x86_insn import (
     PLAIN,
     TF,
+    ZF,
     Boost,
     Emulator,
     Fix,
@@ -101,11 +102,12 @@ class X86Probe:
 
 @dataclass(slots=True)
 class _Step:
-    """The step in progress: where the stepped bytes lie and whether the guest itself had TF set."""
+    """The step in progress: where the stepped bytes lie, whether the guest itself had TF set, and cx before it."""
 
     probe: X86Probe
     at: int
     guest_tf: int
+    count: int
 
 
 class X86Arch:
@@ -179,9 +181,11 @@ class X86Arch:
         step, probe = self._taken_step(), _ours(prepared)
         insn = probe.insn
         assert insn is not None  # nothing is stepped undecoded
-        if cpu.pc == step.at and is_repeated(insn):
-            self._step = step
-            return Finish.AGAIN
+        if is_repeated(insn):
+            if cpu.pc == step.at:
+                self._step = step
+                return Finish.AGAIN
+            self._settle_repeat(cpu, insn, step)
         fix, delta, mask = probe.kind.fix, probe.address - step.at, self.convention.mask
         if fix not in (Fix.ABSOLUTE, Fix.CALL_ABSOLUTE):
             cpu.pc = (cpu.pc + delta) & mask
@@ -209,10 +213,10 @@ class X86Arch:
             self._machine.uncount(1)
 
     def is_repeat(self, cpu: Cpu, prepared: Prepared) -> bool:
-        """A PC hook fires before each iteration of a rep; the first is the hit.
+        """A PC hook fires before each iteration of a rep, and once more with cx at 0; the first is the hit.
 
-        A further one follows its predecessor within one instruction, or, where an interrupt came between, finds
-        the count, the pointers and the stack as the predecessor must have left them.
+        A further one follows its predecessor within one instruction or, where an interrupt came between, finds the
+        count, the pointers and the stack as the predecessor must have left them.
         """
         probe = _ours(prepared)
         insn = probe.insn
@@ -222,7 +226,7 @@ class X86Arch:
         now = self._machine.clock.instructions
         count, sp = cpu.gpr[_CX] & mask, cpu.gpr[_SP]
         before = self._repeats.pop(sp, None)
-        if count > 1:
+        if count:
             if len(self._repeats) >= _MAX_REPEATS:
                 self._repeats.clear()
             self._repeats[sp] = (probe.address, count - 1, cpu.gpr[_SI], cpu.gpr[_DI], now)
@@ -259,7 +263,7 @@ class X86Arch:
         return self._trap_after(cpu, probe, at)
 
     def _trap_after(self, cpu: Cpu, probe: X86Probe, at: int) -> Begin:
-        self._step = _Step(probe, at, cpu.eflags & TF)
+        self._step = _Step(probe, at, cpu.eflags & TF, cpu.gpr[_CX])
         cpu.eflags |= TF
         cpu.pc = at
         return Begin.STEPPING
@@ -341,6 +345,15 @@ class X86Arch:
         probe.boosted = boosted is not None
         window.write(slot * SLOT_SIZE, (boosted or b"").ljust(_STEP_HALF, b"\xcc") + copy)
         probe.code = address
+
+    def _settle_repeat(self, cpu: Cpu, insn: Insn, step: _Step) -> None:
+        """Without TF the engine retires a rep that runs out of count once more, to find cx at 0; count that too."""
+        mask = (1 << insn.address_bits) - 1
+        if not step.count & mask or cpu.gpr[_CX] & mask:
+            return
+        if tests_zero_flag(insn) and (cpu.eflags & ZF != 0) == (0xF2 in insn.prefixes):
+            return  # ended by ZF, before cx was looked at
+        self._machine.uncount(-1)
 
     def _stack_top(self, cpu: Cpu) -> int:
         return (cpu.segment_base("ss") + cpu.gpr[_SP]) & self.convention.mask

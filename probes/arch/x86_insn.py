@@ -174,6 +174,7 @@ _ONE_BYTE: Final[dict[int, InsnClass]] = {
     0xCD: _TRAPPING,
     0xCE: _TRAPPING,
     0xCF: InsnClass(hook="iret loads the stepping flag and the next context itself", linux=(_NOT_SUPPORTED, "iret")),
+    **dict.fromkeys(range(0xD8, 0xE0), InsnClass(hook="the FPU keeps the address of its last instruction")),
     0xE8: InsnClass(boost=Boost.CALL_RELATIVE, fix=Fix.CALL_RELATIVE),
     0xE9: InsnClass(emulate=_jump),
     0xEA: InsnClass(boost=Boost.LEAVES, fix=Fix.ABSOLUTE, linux=_FAR_LINUX),
@@ -234,7 +235,7 @@ def _classify_one_byte(insn: Insn) -> InsnClass:
         return InsnClass(hook=_SHADOW, linux=(errno.EINVAL, "mov ss"))
     if opcode == 0xC7 and insn.modrm == 0xF8:
         return InsnClass(hook="an aborted transaction resumes relative to xbegin's own address")
-    if opcode == 0x90 and not insn.rex & 1 and 0xF3 not in insn.prefixes:
+    if opcode == 0x90 and not insn.rex & 1:  # pause too: the engine leaves its loop there and traps one late
         return _NOP
     return _ONE_BYTE.get(opcode, PLAIN)
 

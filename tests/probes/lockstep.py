@@ -1,0 +1,164 @@
+"""The lock-step oracle: a body of code on the real machine, bare and probed, must end in the same state.
+
+A body is a list of `hex ; assembly` lines. It runs at CODE in ring 0, with a stack, a page of data at DATA, and an IDT
+whose gates either return (traps, and #PF after mapping the page again) or halt (the other faults).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+from emu.iface import Halted, Stop
+from emu.images.plan import Image, Segment, flat_start
+from emu.insn import boundaries
+from emu.machine import Machine
+from emu.symbols import SymbolTable
+from probes import Kprobe, Manager
+
+MEMORY = 4 << 20
+CODE, HANDLERS, IDT, IDTR, GDT, DATA, STACK = 0x100000, 0x108000, 0x10A000, 0x10B000, 0x10C000, 0x200000, 0x1F8000
+RETURN, FAULT, PAGE_FAULT = HANDLERS, HANDLERS + 0x10, HANDLERS + 0x20
+_RF = 0x10000
+RETURNING = (3, 4, 0x20, 0x80)
+
+
+@dataclass(frozen=True)
+class Body:
+    """Code for `bits`, assembled by hand; `faults` says it ends in a fault's handler rather than at its own hlt."""
+
+    name: str
+    bits: int
+    text: str
+
+    @property
+    def code(self) -> bytes:
+        lines = (line.partition(";")[0] for line in self.text.strip().splitlines())
+        return bytes.fromhex("".join(lines))
+
+    @property
+    def offsets(self) -> list[int]:
+        code = self.code
+        found = boundaries(lambda vaddr, size: code[vaddr - CODE :][:size], CODE, CODE + len(code), self.bits)
+        return [address - CODE for address in found]
+
+
+@dataclass(frozen=True)
+class End:
+    """Everything of a finished run that a guest could tell apart."""
+
+    stop: Stop
+    instructions: int
+    registers: tuple[tuple[str, int], ...]
+    memory: str
+
+
+def build(body: Body) -> Machine:
+    """A machine about to run `body`; gates are in place, interrupts are off."""
+    segments = [
+        Segment(CODE, _load_idt(body.bits) + body.code + b"\xf4"),
+        Segment(HANDLERS, _handlers(body.bits)),
+        Segment(IDT, b"".join(_gate(vector, body.bits) for vector in range(256))),
+        Segment(IDTR, struct.pack("<HQ", 0xFFF, IDT)),
+        Segment(DATA, bytes(range(256)) * 16),
+    ]
+    own, start = flat_start("body", segments, CODE, body.bits)
+    stack = "rsp" if body.bits == 64 else "esp"
+    start = replace(start, registers={**start.registers, stack: STACK})
+    image = Image("body", "flat", (*segments, *own), start)
+    machine = Machine(MEMORY, symbols=SymbolTable(()), long_mode=body.bits == 64)
+    machine.power_on(image)
+    _patch_handlers(machine, body.bits)
+    assert machine.run(1) is not None  # lidt
+    return machine
+
+
+def place(body: Body, offset: int) -> int:
+    """The address of the instruction at `offset` in the body."""
+    return CODE + len(_load_idt(body.bits)) + offset
+
+
+def finish(machine: Machine, budget: int = 20_000) -> End:
+    """Run to the body's hlt, or the fault handler's."""
+    stop = machine.run(budget)
+    assert isinstance(stop, Halted), stop
+    names = (
+        "rax rbx rcx rdx rsi rdi rbp rsp r8 r9 r10 r11 r12 r13 r14 r15 rip eflags"
+        if machine.bits == 64
+        else "eax ebx ecx edx esi edi ebp esp eip eflags"
+    ).split()
+    names += ["cs", "ss", "cr0", "cr2", "cr3", "xmm0", "xmm1"]
+    # The engine leaves RF as an iret set it until it happens to look; hardware clears it with the next instruction.
+    registers = tuple((n, machine.registers.read(n) & (~_RF if n == "eflags" else -1)) for n in names)
+    return End(stop, machine.clock.instructions, registers, machine.ram_sha256())
+
+
+def run_bare(body: Body) -> End:
+    return finish(build(body))
+
+
+def run_probed(body: Body, offsets: Sequence[int], arm: str, post: bool) -> tuple[End, list[tuple[int, int]]]:
+    """-> the end, and (hits, post-handler runs) of each probe."""
+    machine = build(body)
+    manager = Manager(machine)
+    after = dict.fromkeys(offsets, 0)
+
+    def count(offset: int) -> None:
+        after[offset] += 1
+
+    probes = [
+        Kprobe(
+            addr=place(body, offset),
+            pre_handler=lambda p, regs: None,
+            post_handler=(lambda p, regs, at=offset: count(at)) if post else None,
+            arm=arm,  # type: ignore[arg-type]
+        )
+        for offset in offsets
+    ]
+    manager.register_many(probes)
+    end = finish(machine)
+    return end, [(probe.hits, after[offset]) for probe, offset in zip(probes, offsets, strict=True)]
+
+
+def executions(body: Body) -> dict[int, int]:
+    """How often each instruction runs, counted by stepping a bare machine; a rep's iterations are one execution."""
+    machine = build(body)
+    visited = []
+    while not machine.halted and len(visited) < 5000:
+        visited.append((machine.cpu.pc, machine.cpu.gpr[1]))
+        machine.step()
+    counts: dict[int, int] = {}
+    for pc, _ in groupby(visited, key=lambda at: at[0]):
+        counts[pc] = counts.get(pc, 0) + 1
+    return counts
+
+
+def _load_idt(bits: int) -> bytes:
+    displacement = IDTR.to_bytes(4, "little")
+    return bytes.fromhex("0f011c25" if bits == 64 else "0f011d") + displacement
+
+
+def _handlers(bits: int) -> bytes:
+    iret = b"\x48\xcf" if bits == 64 else b"\xcf"
+    return iret.ljust(0x10, b"\xf4") + b"\xf4".ljust(0x10, b"\xf4") + b"\x90" * 0x20
+
+
+def _patch_handlers(machine: Machine, bits: int) -> None:
+    """The #PF handler sets the present bit of DATA's page directory entry, drops the error code and returns."""
+    if bits == 32:
+        return  # unpaged
+    # The slots lie right after RAM, under a table entry of the body's own: its accessed bit is not what is tested.
+    window_entry = machine.cpu.cr3 + 0x2000 + (MEMORY >> 21) * 8
+    machine.memory.write(window_entry, bytes([machine.memory.read(window_entry, 1)[0] | 0x20]))
+    entry = (machine.cpu.cr3 + 0x2000 + (DATA >> 21) * 8).to_bytes(4, "little")
+    code = bytes.fromhex("800c25") + entry + b"\x01" + bytes.fromhex("4883c40848cf")  # or [entry],1; add rsp,8; iretq
+    machine.memory.write(PAGE_FAULT, code)
+
+
+def _gate(vector: int, bits: int) -> bytes:
+    handler = RETURN if vector in RETURNING else PAGE_FAULT if vector == 14 and bits == 64 else FAULT
+    low, high = handler & 0xFFFF, handler >> 16
+    short = struct.pack("<HHBBH", low, 0x10, 0, 0x8E, high)
+    return short + bytes(8) if bits == 64 else short

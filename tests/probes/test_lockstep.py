@@ -1,0 +1,63 @@
+"""Probed and bare machines end alike: every instruction class, probed one by one and all at once, by either back end.
+
+Compared are the stop, the count of retired instructions, registers, flags and the hash of all RAM.
+"""
+
+import pytest
+
+from probes import Kprobe, Manager, ProbeError
+from tests.probes.bodies import BODIES
+from tests.probes.lockstep import Body, build, executions, place, run_bare, run_probed
+
+NAMES = [body.name for body in BODIES]
+SMALL = [body for body in BODIES if len(body.offsets) < 100]
+
+
+def observable(body: Body) -> list[int]:
+    """Offsets whose instruction a post-handler can follow."""
+    manager = Manager(build(body))
+    found = []
+    for offset in body.offsets:
+        try:
+            manager.register(Kprobe(addr=place(body, offset), post_handler=lambda p, regs: None))
+        except ProbeError:
+            continue
+        found.append(offset)
+    return found
+
+
+@pytest.mark.parametrize("body", SMALL, ids=[body.name for body in SMALL])
+def test_each_instruction_probed_alone_changes_nothing(body: Body) -> None:
+    """Every other instruction is also followed by a post-handler, where one can be."""
+    bare, followed = run_bare(body), observable(body)
+    for index, offset in enumerate(body.offsets):
+        end, _ = run_probed(body, [offset], "auto", post=index % 2 == 0 and offset in followed)
+        assert end == bare, f"probed at +{offset:#x}"
+
+
+@pytest.mark.parametrize("body", BODIES, ids=NAMES)
+def test_all_instructions_probed_and_followed_change_nothing(body: Body) -> None:
+    """With post-handlers everything is emulated or stepped under TF."""
+    assert run_probed(body, observable(body), "auto", post=True)[0] == run_bare(body)
+
+
+@pytest.mark.parametrize("body", BODIES, ids=NAMES)
+def test_all_instructions_probed_are_hit_as_often_as_they_run(body: Body) -> None:
+    """Hits equal executions counted by stepping a bare machine; a rep is one, a page fault's repetition another."""
+    end, counts = run_probed(body, body.offsets, "auto", post=False)
+    ran = executions(body)
+    assert end == run_bare(body)
+    assert [hits for hits, _ in counts] == [ran.get(place(body, offset), 0) for offset in body.offsets]
+
+
+@pytest.mark.parametrize("body", SMALL, ids=[body.name for body in SMALL])
+def test_both_back_ends_agree(body: Body) -> None:
+    """PC hooks give the hits that int3 gives, and the same machine."""
+    assert run_probed(body, body.offsets, "hook", post=False) == run_probed(body, body.offsets, "auto", post=False)
+
+
+def test_a_post_handler_runs_once_for_a_page_that_came_on_demand() -> None:
+    """[M] 6.12: the fault runs the pre-handler twice, the post-handler once."""
+    body = next(body for body in BODIES if body.name == "demand_page_64")
+    _, counts = run_probed(body, [body.offsets[-1]], "int3", post=True)
+    assert counts == [(2, 1)]
