@@ -137,24 +137,31 @@ class Runner:
 
     # -------------------------------------------------------------------------------------- for who holds the machine
 
-    async def advance(self, function: Callable[[], Stop]) -> Stop:
-        """Let `function`, which runs or steps the machine, have it until a stop of its own. One at a time.
+    async def advance(self, function: Callable[[], Stop], tell: Callable[[Stop], Result]) -> Result:
+        """Let `function`, which runs or steps the machine, have it until a stop of its own; what `tell` makes of it.
 
-        Called again where a `call` of somebody else ended it; Interrupted comes from `interrupt` alone. Cancelled, the
-        guest is stopped first. RuntimeError unless the caller holds the machine (`pause`).
+        Both in the machine's thread; one `advance` at a time. `function` is called again where a `call` of somebody
+        else ended it: Interrupted comes from `interrupt` alone. Cancelled, the guest is stopped first. RuntimeError
+        unless the caller holds the machine (`pause`).
         """
         if not self._holds:
             raise RuntimeError("advance without pause")
+        told: list[Result] = []
+
+        def run() -> Stop:
+            stop = function()
+            if not isinstance(stop, Interrupted) or self._break_requested:
+                told.append(tell(stop))
+            return stop
+
         try:
-            while True:
-                stop = await self._run(function)
-                if not isinstance(stop, Interrupted) or self._break_requested:
-                    break
+            while not told:
+                stop = await self._run(run)
         finally:
             self._break_requested = False
         if isinstance(stop, ENDINGS):
             self._report(stop)
-        return stop
+        return told[0]
 
     def interrupt(self) -> None:
         """Ctrl-C: the `advance` that is under way, or is about to begin, returns Interrupted."""

@@ -185,7 +185,7 @@ class Codec:
         self._last_sent = b""
         self._due = b""
 
-    def receive_data(self, data: bytes) -> None:
+    def receive_data(self, data: bytes | bytearray) -> None:
         """Take bytes that arrived, in any portions."""
         self._input += data
 

@@ -89,6 +89,8 @@ class Session:
         wake: Callable[[], None] = lambda: None,
     ) -> None:
         self.attached = False
+        self.rival: str | None = None
+        """Who is debugging the machine already, as seen when this client came."""
         self.monitor = monitor
         self.open_files = OpenFiles(files) if files is not None else None
         self.exec_file = files.exec_file if files is not None else None
@@ -180,7 +182,10 @@ class Session:
     def _supported(self, rest: bytes) -> bytes:
         self._client = frozenset(rest.decode("ascii", "replace").split(";"))
         words = [f"PacketSize={self._packet_size:x}", *_TABLE.features(self, self._client)]
-        return ";".join(dict.fromkeys(words)).encode()
+        if self.rival is not None and MONITOR_STATUS not in self._client:
+            # gdb shows no error text of ours while it connects, but it does show words it does not know.
+            words.append(f"{self.rival} is debugging this machine already")
+        return ";".join(words).encode()
 
     @packet("QStartNoAckMode", feature="QStartNoAckMode+", anytime=True)
     def _no_ack(self, _rest: bytes) -> Action:

@@ -30,6 +30,10 @@ def machine() -> FakeMachine:
     return FakeMachine(X86_64)
 
 
+def as_is(stop: Stop) -> Stop:
+    return stop
+
+
 async def running(machine: FakeMachine) -> None:
     """Until the guest has done something."""
     start = machine.instructions
@@ -100,7 +104,7 @@ async def test_advance_returns_the_stop(machine: FakeMachine):
     """To the holder, not to wait_stop."""
     async with open_runner(machine, paused=True) as runner:
         machine.insert_breakpoint(CODE + 3)
-        assert await runner.advance(machine.run) == Breakpoint(CODE + 3)
+        assert await runner.advance(machine.run, as_is) == Breakpoint(CODE + 3)
         with trio.move_on_after(0):
             await runner.wait_stop()
             pytest.fail("the debugger's stop was reported")
@@ -110,7 +114,7 @@ async def test_an_ending_reaches_both(machine: FakeMachine):
     """The debugger had it first; the program must end all the same."""
     machine = FakeMachine(X86_64, EXIT_5)
     async with open_runner(machine, paused=True) as runner:
-        assert await runner.advance(machine.run) == GuestExit(5)
+        assert await runner.advance(machine.run, as_is) == GuestExit(5)
         assert await runner.wait_stop() == GuestExit(5)
 
 
@@ -118,13 +122,13 @@ async def test_advance_and_resume_need_a_hold(machine: FakeMachine):
     """They would run the guest twice at once."""
     async with open_runner(machine) as runner:
         with pytest.raises(RuntimeError, match="advance without pause"):
-            await runner.advance(machine.run)
+            await runner.advance(machine.run, as_is)
         with pytest.raises(RuntimeError, match="resume without pause"):
             runner.resume()
 
 
 async def _advance(runner: Runner, stops: list[Stop]) -> None:
-    stops.append(await runner.advance(runner.machine.run))
+    stops.append(await runner.advance(runner.machine.run, as_is))
 
 
 async def test_interrupt_ends_an_advance(machine: FakeMachine):
@@ -141,7 +145,7 @@ async def test_interrupt_before_the_advance_began_counts(machine: FakeMachine):
     """A client may send `c` and 0x03 in one segment."""
     async with open_runner(machine, paused=True) as runner:
         runner.interrupt()
-        assert isinstance(await runner.advance(machine.run), Interrupted)
+        assert isinstance(await runner.advance(machine.run, as_is), Interrupted)
 
 
 async def test_a_call_does_not_end_an_advance(machine: FakeMachine):
@@ -160,7 +164,7 @@ async def test_a_late_stop_request_does_not_reach_the_next_step(machine: FakeMac
     """A request that came just as the guest stopped is nobody's: the next step is a step."""
     async with open_runner(machine, paused=True) as runner:
         machine.request_stop()
-        stop = await runner.advance(machine.step)
+        stop = await runner.advance(machine.step, as_is)
     assert not isinstance(stop, Interrupted)
 
 
@@ -168,7 +172,7 @@ async def test_cancelled_advance_leaves_the_guest_standing(machine: FakeMachine)
     """The scope is left only when the run has ended."""
     async with open_runner(machine, paused=True) as runner:
         with trio.move_on_after(0.05):
-            await runner.advance(machine.run)
+            await runner.advance(machine.run, as_is)
         count = machine.instructions
         assert count > 0
         await runner.call(int)

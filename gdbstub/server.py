@@ -1,0 +1,308 @@
+"""The trio shell: listeners, one nursery per connection, and the carrying out of what sessions answer.
+
+Rules: the only room, with `cli` and `emu.runner`, where trio lives; no packet is understood here. A session is called
+in the machine's thread, through the runner. A connection is a visitor until its first packet that needs a stopped
+target; with that it becomes *the* debugger and the guest is held. There is one debugger at a time; visitors
+(`gdbstub monitor`) are served meanwhile, and stop the guest for no longer than a look takes.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import traceback
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Final, TypeAlias, assert_never
+
+import trio
+
+from emu.iface import Stop
+from emu.runner import Runner
+from gdbstub.address import Address, AddressError, Stdio, Tcp, Unix
+from gdbstub.rsp import (
+    NEED_DATA,
+    Ack,
+    BadChecksum,
+    Codec,
+    Event,
+    Interrupt,
+    Nack,
+    Notification,
+    Packet,
+    TooLong,
+)
+from gdbstub.session import Action, Detach, Kill, Resume, Send, Session
+
+_PORTION: Final = 0x4000  # bytes read at once; gdb's packets are short, and large buffers cost time to make
+_BACKLOG: Final = 16
+_GONE = (trio.BrokenResourceError, trio.ClosedResourceError)
+
+NewSession: TypeAlias = Callable[[Callable[[], None]], Session]
+"""Makes the session of one connection; its argument is the session's `wake`."""
+
+
+class Server:
+    """All connections to one machine.
+
+    `new_session` is called for each; `on_kill` when a debugger ends the machine (`kill`); `report` gets the text of a
+    defect of ours, which costs no more than its connection. With `waiting`, one hold of the runner's is given back when
+    the first debugger has come: the guest has been standing still for it.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        new_session: NewSession,
+        *,
+        on_kill: Callable[[], None],
+        report: Callable[[str], None],
+        waiting: bool = False,
+    ) -> None:
+        self.runner = runner
+        self.new_session = new_session
+        self.on_kill = on_kill
+        self.report = report
+        self.debugger: Connection | None = None
+        self._waiting = waiting
+
+    async def serve(
+        self,
+        address: Address,
+        announce: Callable[[str], None] = lambda text: None,
+        *,
+        task_status: trio.TaskStatus[list[Address]] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Listen at `address` until cancelled (or, on standard input, until its end).
+
+        `announce` is told "listening on ..." for each listener, with the port in use; a nursery's `start` returns these
+        addresses. AddressError where listening fails.
+        """
+        if isinstance(address, Stdio):
+            task_status.started([address])
+            stdin, stdout = trio.lowlevel.FdStream(os.dup(0)), trio.lowlevel.FdStream(os.dup(1))
+            await self.serve_stream(trio.StapledStream(stdout, stdin), str(address))
+            return
+        async with _listen(address) as listeners:
+            bound = [_bound_address(listener) for listener in listeners]
+            for place in bound:
+                announce(f"listening on {place}")
+            task_status.started(bound)
+            await trio.serve_listeners(self._serve_socket, listeners)
+
+    async def _serve_socket(self, stream: trio.SocketStream) -> None:
+        name = stream.socket.getpeername() if stream.socket.family != socket.AF_UNIX else None
+        await self.serve_stream(stream, str(Tcp(name[0], name[1])) if name else "a local client")
+
+    async def serve_stream(self, stream: trio.abc.Stream, peer: str) -> None:
+        """Serve one client until it closes; `peer` names it for others. Cancelled, the debugger is detached first."""
+        await Connection(self, stream, peer).serve()
+
+    def first_debugger_is_here(self) -> None:
+        """Give back the hold of `waiting`, once."""
+        if self._waiting:
+            self._waiting = False
+            self.runner.resume()
+
+
+class Connection:
+    """One client. A task reads it; while the guest runs for it, another carries that out and sends the reply."""
+
+    def __init__(self, server: Server, stream: trio.abc.Stream, peer: str) -> None:
+        self.peer = peer
+        self._server = server
+        self._runner = server.runner
+        self._stream = stream
+        self._codec = Codec()
+        self._sending = trio.Lock()
+        self._output = trio.Event()  # the session has lines to send
+        token = trio.lowlevel.current_trio_token()
+        self._session = server.new_session(lambda: token.run_sync_soon(self._output_is_ready, idempotent=True))
+        if server.debugger is not None:
+            self._session.rival = server.debugger.peer
+        self._resuming = False  # a stop reply is owed
+        self._nursery: trio.Nursery
+
+    async def serve(self) -> None:
+        """Until the client closes, is refused, or sends what we fail at. Leaves nothing of it in the machine."""
+        try:
+            async with trio.open_nursery() as self._nursery:
+                self._nursery.start_soon(self._send_output)
+                await self._read()
+                self._nursery.cancel_scope.cancel()
+        except* _GONE:
+            pass  # the client vanished while we sent
+        except* Exception as defects:  # noqa: BLE001  a defect of ours must not end the guest with the connection
+            self._server.report("".join(traceback.format_exception(defects)))
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._leave()
+                await trio.aclose_forcefully(self._stream)
+
+    async def _read(self) -> None:
+        while data := await self._stream.receive_some(_PORTION):
+            self._codec.receive_data(data)
+            while (event := self._codec.next_event()) is not NEED_DATA:
+                if not await self._take(event):
+                    return
+
+    async def _take(self, event: Event) -> bool:
+        """Carry out one event; False where the connection is over."""
+        match event:
+            case Packet(payload):
+                return await self._packet(payload)
+            case Interrupt():
+                if self._resuming:
+                    self._runner.interrupt()
+            case BadChecksum():
+                if self._codec.ack_mode:
+                    await self._send()
+                else:  # nobody sends it again, but a reply keeps both ends in step
+                    await self._send(*self._session.refuse("the packet was damaged on its way").payloads)
+            case TooLong(limit):
+                await self._send(*self._session.refuse(f"a packet is longer than {limit} bytes").payloads)
+            case Nack():
+                await self._send()
+            case Ack() | Notification():
+                pass
+            case _:
+                assert_never(event)
+        return True
+
+    async def _packet(self, payload: bytes) -> bool:
+        if self._session.needs_target(payload):
+            if self._resuming:
+                await self._send(*self._session.refuse("the guest is running").payloads)
+                return True
+            if not await self._become_debugger():
+                await self._send(*self._session.refuse(self._busy()).payloads)
+                return payload != b"?"  # gdb 13 to 18 take errors before this, and no error here for an end
+        return await self._carry_out(await self._runner.call(self._session.handle, payload))
+
+    async def _carry_out(self, action: Action) -> bool:
+        match action:
+            case Send(payloads, start_no_ack):
+                await self._send(*payloads)
+                if start_no_ack:
+                    self._codec.start_no_ack_mode()
+            case Resume():
+                await self._send()
+                self._resuming = True
+                self._output.set()
+                self._nursery.start_soon(self._resume, action)
+            case Detach(payload):
+                await self._leave()
+                await self._send(payload)
+            case Kill(reply):
+                await self._send(*(() if reply is None else (reply,)))
+                self._server.on_kill()
+                return False
+            case _:
+                assert_never(action)
+        return True
+
+    async def _resume(self, resume: Resume) -> None:
+        payloads = await self._runner.advance(partial(self._session.advance, resume), self._tell)
+        self._resuming = False
+        await self._send(*payloads)
+
+    def _tell(self, stop: Stop) -> tuple[bytes, ...]:
+        """The machine's thread: what the client is sent at a stop, output that still waits before it."""
+        return (*self._session.take_output(), *self._session.stopped(stop))
+
+    async def _send(self, *payloads: bytes) -> None:
+        """Acknowledgements that are due, and these packets, in one piece."""
+        async with self._sending:
+            data = b"".join([*map(self._codec.reply, payloads), self._codec.acknowledgements()])
+            if data:
+                await self._stream.send_all(data)
+
+    def _output_is_ready(self) -> None:
+        self._output.set()
+
+    async def _send_output(self) -> None:
+        """Send the session's lines while the guest runs for this client: only then may console text come unasked."""
+        while True:
+            await self._output.wait()
+            self._output = trio.Event()
+            if self._resuming:
+                await self._send(*self._session.take_output())
+
+    async def _become_debugger(self) -> bool:
+        """Hold the guest for this client; False where another has it."""
+        if self._session.attached:
+            return True
+        if self._server.debugger is not None:
+            return False
+        self._server.debugger = self
+        await self._runner.pause()
+        self._session.attached = True
+        self._server.first_debugger_is_here()
+        return True
+
+    async def _leave(self) -> None:
+        """If this is the debugger: take what it put into the machine out, and let the guest run on."""
+        if self._session.attached:
+            await self._runner.call(self._session.close)
+            self._runner.resume()
+        if self._server.debugger is self:
+            self._server.debugger = None
+
+    def _busy(self) -> str:
+        debugger = self._server.debugger
+        return f"{debugger.peer if debugger else 'another client'} is debugging this machine; one debugger at a time"
+
+
+# ------------------------------------------------------------------------------------------------------------ listeners
+
+
+@asynccontextmanager
+async def _listen(address: Tcp | Unix) -> AsyncIterator[list[trio.SocketListener]]:
+    """Listeners at `address`, closed on leaving. AddressError where the system refuses."""
+    try:
+        if isinstance(address, Tcp):
+            listeners = await trio.open_tcp_listeners(address.port, host=address.host, backlog=_BACKLOG)
+        else:
+            listeners = [await _unix_listener(address.path)]
+    except OSError as error:
+        raise AddressError(f"cannot listen on {address}: {error.strerror or error}") from error
+    try:
+        yield listeners
+    finally:
+        for listener in listeners:
+            listener.socket.close()
+        if isinstance(address, Unix):
+            os.unlink(address.path)
+
+
+async def _unix_listener(path: str) -> trio.SocketListener:
+    """A socket at `path` that only its owner may use; one left there by a program that is gone is replaced."""
+    listener = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if _is_stale(path):
+            os.unlink(path)
+        mask = os.umask(0o177)
+        try:
+            await listener.bind(path)
+        finally:
+            os.umask(mask)
+        listener.listen(_BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    return trio.SocketListener(listener)
+
+
+def _is_stale(path: str) -> bool:
+    """Whether a socket stands at `path` that nobody listens on."""
+    if not os.path.exists(path) or not stat.S_ISSOCK(os.stat(path).st_mode):
+        return False
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(path) != 0
+
+
+def _bound_address(listener: trio.SocketListener) -> Address:
+    name = listener.socket.getsockname()
+    return Unix(str(name)) if listener.socket.family == socket.AF_UNIX else Tcp(name[0], name[1])
