@@ -1,0 +1,128 @@
+"""The definition language against what a 6.12.117 kernel answered (cases/probe_events.tsv)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from probes import ProbeError
+from probes.arch import Convention
+from probes.arch.x86 import AMD64, I386
+from probes.spec import ProbeSpec, parse
+
+CASES = Path(__file__).parent / "cases" / "probe_events.tsv"
+UNIQUE = frozenset(
+    (
+        *("vfs_read", "kfree", "kernel_clone", "do_exit", "do_sys_openat2", "vfs_open", "vfs_symlink", "dput"),
+        *("getname_flags", "eventfs_create_dir", "inet_csk_accept", "schedule", "_sdata", "linux_proc_banner"),
+        *("do_sys_open", "__switch_to"),
+    )
+)
+# What needs more than the line: BTF, the existing events, the code at the address, or maxactive's default when armed.
+BEYOND = frozenset(
+    (
+        *("DIFF_PROBE_TYPE", "DIFF_ARG_TYPE", "NO_BTFARG", "BAD_INSN_BNDRY", "FAIL_REG_PROBE"),
+        *("$arg4", "$arg*", "$arg* ", "count", "count=count", "file->f_flags", "$arg1:%pd", "name=$arg1:%pD"),
+    )
+)
+
+
+class Scope:
+    """The fixtures the cases were measured with: endbr64 at vfs_read, two symbols of one name."""
+
+    def __init__(self, convention: Convention = AMD64) -> None:
+        self.convention = convention
+
+    def count(self, symbol: str) -> int:
+        return 2 if symbol == "name_show" else int(symbol in UNIQUE)
+
+    def is_entry(self, symbol: str, offset: int) -> bool:
+        return offset == 4
+
+
+@dataclass(frozen=True)
+class Case:
+    definition: str
+    verdict: str
+    text: str
+    errno: str
+    caret: str
+    token: str
+    listing: str
+
+
+def read_cases() -> list[Case]:
+    cases = []
+    for line in CASES.read_text().splitlines()[4:]:
+        fields = line.split("\t") + [""] * 12
+        definition, verdict, text, _, number, caret, token, file, _, listing = fields[:10]
+        if file != "kprobe_events" or definition.lstrip()[:1] not in ("p", "r"):
+            continue
+        words = {token, *definition.split(" ", 2)[2:], *listing.split(" ")}
+        if words & BEYOND or listing.startswith("r10:") or "file=file" in words:
+            continue
+        cases.append(Case(definition, verdict, text, number, caret, token, listing))
+    return cases
+
+
+def judge(line: str, convention: Convention = AMD64) -> ProbeSpec | ProbeError:
+    """The spec, or the refusal as a value."""
+    try:
+        return parse(line, Scope(convention))
+    except ProbeError as error:
+        return error
+
+
+@pytest.mark.parametrize("case", read_cases(), ids=lambda case: case.definition[:60])
+def test_a_definition_is_judged_as_the_kernel_did(case: Case) -> None:
+    """Verdict, listing, errno, text and the caret's column are the measured ones."""
+    judged = judge(case.definition)
+    if isinstance(judged, ProbeSpec):
+        assert ("accept", judged.listing()) == (case.verdict, case.listing)
+        return
+    column = "" if judged.column is None else str(judged.column)
+    answer = ("reject", f"-{judged.name}", column, judged.token or "")
+    assert answer == (case.verdict, case.errno, case.caret, case.token)
+    assert not case.text or judged.reason == case.text
+
+
+def test_most_of_the_measured_cases_are_covered() -> None:
+    """A guard for the filter above: it must not quietly drop the table."""
+    assert len(read_cases()) >= 80
+
+
+@pytest.mark.parametrize(("levels", "inner"), [(14, "%ax"), (13, "@0"), (12, "@_sdata")])
+def test_nesting_ends_where_the_kernel_ends_it(levels: int, inner: str) -> None:
+    """[M] 16 fetch instructions: 14 dereferences over a register, 13 over an address, 12 over a symbol."""
+    fits = f"p vfs_read {'+0(' * levels}{inner}{')' * levels}"
+    assert isinstance(judge(fits), ProbeSpec)
+    judged = judge(f"p vfs_read +0({fits.removeprefix('p vfs_read ')})")
+    assert isinstance(judged, ProbeError)
+    assert judged.token == "TOO_MANY_OPS"
+
+
+def test_i386_has_its_own_registers() -> None:
+    """%gs is in i386's pt_regs and %r8 is not."""
+    assert parse("p vfs_read %gs", Scope(I386)).args[0].name == "arg1"
+    with pytest.raises(ProbeError, match="Invalid register name"):
+        parse("p vfs_read %r8", Scope(I386))
+
+
+def test_an_error_shows_the_line_and_a_caret() -> None:
+    """What `monitor` prints: reason with errno, line, caret under the column."""
+    with pytest.raises(ProbeError) as refused:
+        parse("p   vfs_read a=%nope", Scope())
+    assert refused.value.lines() == ["Invalid register name (EINVAL)", "  p vfs_read a=%nope", "               ^"]
+
+
+@given(st.text(max_size=80), st.sampled_from(["", "p ", "p vfs_read ", "p vfs_read a=", "p vfs_read +0("]))
+def test_any_text_is_a_spec_or_one_error(text: str, start: str) -> None:
+    """Hostile lines never escape as anything but ProbeError, and a caret never leaves the line by more than one."""
+    judged = judge(start + text)
+    if isinstance(judged, ProbeError) and judged.column is not None:
+        assert judged.definition is not None
+        assert 0 <= judged.column <= len(judged.definition) + 1
