@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from emu.boot import GuestMachine, boot, load, restore
+from emu.boot import GuestMachine, boot, boot_embedded, load, restore
 from emu.iface import MachineError
 from emu.images.fetch import FetchError, fetch
 from gdbstub import options as command_line
@@ -16,6 +16,8 @@ from gdbstub.program import ProbeError, UsageError, run_program
 from gdbstub.terminal import say
 
 USAGE = 2
+EMBEDDED = {"embedded": 64, "embedded32": 32}
+EMBEDDED_WORK = "calls=10 opens=100 faults=2"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,6 +54,8 @@ def _machine(options: argparse.Namespace) -> GuestMachine:
     if options.restore is not None:
         return restore(options.restore, say)
     if options.command == "load":
+        if options.image in EMBEDDED:
+            return boot_embedded(EMBEDDED[options.image], EMBEDDED_WORK)
         return load(options.image, base=options.base, entry=options.entry, bits=options.bits, memory=options.memory)
     return boot(
         options.kernel,
@@ -87,7 +91,7 @@ def _monitor(options: argparse.Namespace) -> int:
 def _demo(_options: argparse.Namespace) -> int:
     from gdbstub.demo import demo
 
-    return demo(say)
+    return demo(lambda line: print(line, flush=True))
 
 
 if __name__ == "__main__":

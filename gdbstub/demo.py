@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from pygdbmi.constants import GdbTimeoutError
 from pygdbmi.gdbcontroller import GdbController
@@ -68,9 +68,11 @@ class _Guest:
     def _read_console(self, stream: IO[bytes]) -> None:
         line = b""
         while data := stream.read(1):
-            line = b"" if data == b"\n" else line + data
             if data == b"\n":
+                self._say("| " + line.decode("utf-8", "replace").rstrip("\r"))
+                line = b""
                 continue
+            line += data
             if line == b"/ # ":
                 self._events.put("prompt")
         self._events.put(None)
@@ -116,6 +118,7 @@ class _Gdb:
     def __init__(self, program: str, say: Say) -> None:
         self._say = say
         self._gdb = GdbController([program, "--nx", "--quiet", "--interpreter=mi3"])
+        self._stopped = False
         self._ask("-gdb-set mi-async on", show=False)
         self._ask("-gdb-set confirm off", show=False)
 
@@ -127,30 +130,37 @@ class _Gdb:
         if show:
             self._say(f"(gdb) {text}")
         said: list[str] = []
+        result: dict[str, Any] | None = None
         replies = self._gdb.write(text, timeout_sec=STEP_SECONDS, raise_error_on_timeout=False)
         end = time.monotonic() + STEP_SECONDS
         while True:
             for reply in replies:
+                self._stopped |= reply["message"] == "stopped"
                 if reply["type"] in ("console", "target"):
                     said.append(str(reply["payload"]))
                 if reply["type"] == "result":
-                    if reply["message"] == "error":
-                        raise DemoError(f"gdb refused {text!r}: {reply['payload']['msg']}")
-                    output = "".join(said)
-                    if show and output.strip():
-                        self._say(output.rstrip("\n"))
-                    return output
+                    result = reply
+            if result is not None:
+                break
             if time.monotonic() > end:
                 raise DemoError(f"gdb did not answer {text!r}")
             replies = self._gdb.get_gdb_response(timeout_sec=1, raise_error_on_timeout=False)
+        if result["message"] == "error":
+            raise DemoError(f"gdb refused {text!r}: {result['payload']['msg']}")
+        output = "".join(said)
+        if show and output.strip():
+            self._say(output.rstrip("\n"))
+        return output
 
     def wait_stop(self) -> None:
+        """Until the guest has stopped since the last `wait_stop`."""
         end = time.monotonic() + STEP_SECONDS
-        while time.monotonic() < end:
+        while not self._stopped and time.monotonic() < end:
             for reply in self._gdb.get_gdb_response(timeout_sec=1, raise_error_on_timeout=False):
-                if reply["message"] == "stopped":
-                    return
-        raise DemoError("the guest did not stop")
+                self._stopped |= reply["message"] == "stopped"
+        if not self._stopped:
+            raise DemoError("the guest did not stop")
+        self._stopped = False
 
     def close(self) -> None:
         self._gdb.exit()
@@ -169,7 +179,7 @@ def demo(say: Say) -> int:
         kernel = _choose(say)
         guest = _Guest([*kernel, "--listen", "127.0.0.1:0"], say)
         guest.wait("listening", BOOT_SECONDS)
-        linux = kernel[0] == "boot"
+        linux = "--wait" not in kernel
         if linux:
             say("booting to a shell ...")
             guest.wait("prompt", BOOT_SECONDS)
@@ -195,11 +205,12 @@ def _choose(say: Say) -> list[str]:
         return ["boot", "amd64"]
     except (FetchError, MachineError) as error:
         say(f"no kernel to be had ({error}); using the embedded guest")
-        return ["load", "embedded"]
+        return ["load", "embedded", "--wait"]
 
 
 def _session(guest: _Guest, gdb: _Gdb, *, linux: bool, say: Say) -> None:
     gdb.command(f"target remote {guest.address}")
+    gdb.wait_stop()
     gdb.command("monitor kprobe add " + (PROBE if linux else EMBEDDED_PROBE))
     gdb.command("continue &")
     if linux:

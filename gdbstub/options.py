@@ -161,7 +161,7 @@ def _add_boot(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 def _add_load(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     load = _sub(commands, "load", "start an ELF, multiboot or flat image")
-    load.add_argument("image", metavar="IMAGE", help="the file")
+    load.add_argument("image", metavar="IMAGE", help="the file; embedded or embedded32 for our own small kernel")
     load.add_argument("--base", metavar="A", type=number, help="load address of a flat binary")
     load.add_argument("--entry", metavar="A", type=number, help="first instruction, instead of the image's own")
     load.add_argument("--bits", type=int, choices=(16, 32, 64), help="processor mode for a flat binary")
