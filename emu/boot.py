@@ -8,21 +8,26 @@ machine itself knows nothing of Linux.
 from __future__ import annotations
 
 import base64
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import zstandard
+
 from emu.iface import ImageError, MachineError, Panic, PowerOff, Stop
 from emu.images import initramfs
-from emu.images.cache import Progress, quiet
+from emu.images.cache import Progress, cache_root, quiet, write_atomic
 from emu.images.detect import load_image, load_kernel
+from emu.images.elf import ElfFile
 from emu.images.embedded import embedded_guest
 from emu.images.fetch import DEFAULT_PACKAGES, fetch
+from emu.images.orc import debug_frame
 from emu.images.plan import Image, Section
 from emu.machine import Machine
 from emu.snapshot import Snapshot
-from emu.symbols import SymbolTable, kallsyms, pack_symbols, unpack_symbols
+from emu.symbols import Symbol, SymbolTable, kallsyms, pack_symbols, unpack_symbols
 
 KERNEL_MEMORY = 256 << 20
 IMAGE_MEMORY = 64 << 20
@@ -47,9 +52,17 @@ class Guest:
     virtual_offset: int = 0
     build_id: bytes | None = None
     sections: tuple[Section, ...] = ()
+    frames_key: str = ""  # SHA-256 of the kernel its unwind tables are kept under
     settled: bool = True
     crashed: bool = False  # it has entered its panic
     _listeners: list[Callable[[], None]] = field(default_factory=list)
+
+    def frames(self) -> bytes:
+        """Call frame information for debuggers (.debug_frame), empty where this guest has none."""
+        try:
+            return zstandard.ZstdDecompressor().decompress(_frames_file(self.frames_key).read_bytes())
+        except (OSError, zstandard.ZstdError):
+            return b""
 
     def on_settled(self, call: Callable[[], None]) -> None:
         """Call once the guest is done patching itself; at once if it is."""
@@ -124,6 +137,7 @@ def boot(
         known.virtual_offset,
         known.build_id,
         known.sections,
+        _keep_frames(image, progress),
         settled=False,
     )
     machine.power_on(image)
@@ -155,7 +169,7 @@ def boot_embedded(bits: int = 64, append: str = "", *, memory: int = 32 << 20, p
 
 
 def restore(source: str | Path | Snapshot, progress: Progress = quiet) -> GuestMachine:
-    """A new machine from a GuestMachine's snapshot or the file it saved, at the instruction where it was. ImageError."""
+    """A new machine at the instruction where the snapshot, or the file that `save` wrote, was taken. ImageError."""
     name = "snapshot" if isinstance(source, Snapshot) else str(source)
     snapshot = source if isinstance(source, Snapshot) else Snapshot.open(Path(source))
     about = snapshot.state.get("about", {})
@@ -168,6 +182,7 @@ def restore(source: str | Path | Snapshot, progress: Progress = quiet) -> GuestM
             about["virtual_offset"],
             bytes.fromhex(about["build_id"]) if about["build_id"] else None,
             tuple(Section(*row) for row in about["sections"]),
+            about["frames_key"],
             about["settled"],
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -193,9 +208,42 @@ def read_file(path: Path, limit: int = 1 << 30) -> bytes:
 
 def _start_image(image: Image, title: str, memory: int) -> GuestMachine:
     machine = GuestMachine(memory, symbols=SymbolTable(image.symbols))
-    machine.guest = Guest(image.kind, title, image.start.bits)
+    machine.guest = Guest(image.kind, title, image.start.bits, sections=_sections(image.symbols))
     machine.power_on(image)
     return machine
+
+
+def _sections(symbols: Sequence[Symbol]) -> tuple[Section, ...]:
+    """What the symbols span: gdb knows a name's type by the section it is in."""
+    text = [s for s in symbols if s.kind in "Tt"]
+    data = [s for s in symbols if s.kind in "DdBbRr"]
+    found = []
+    for name, members, writable in ((".text", text, False), (".data", data, True)):
+        if members:
+            start = min(s.address for s in members)
+            end = max(s.address + max(s.size, 1) for s in members)
+            found.append(Section(name, start, end - start, writable, not writable))
+    return tuple(found)
+
+
+def _frames_file(key: str) -> Path:
+    return cache_root() / "frames" / (key or "none")
+
+
+def _keep_frames(image: Image, progress: Progress) -> str:
+    """Make the kernel's ORC tables into call frame information, once for each kernel. -> its key, "" for none."""
+    if image.kernel is None or image.kernel.bits != 64:
+        return ""
+    vmlinux = bytes(image.kernel.vmlinux)
+    key = hashlib.sha256(vmlinux).hexdigest()
+    if not _frames_file(key).exists():
+        progress(f"{image.path}: reading the kernel's unwind tables (ORC), once for this image")
+        try:
+            frames = debug_frame(ElfFile(image.path, vmlinux))
+            write_atomic(_frames_file(key), zstandard.ZstdCompressor(level=3).compress(frames))
+        except (ImageError, OSError) as error:
+            progress(f"{image.path}: backtraces will be short: {error}")
+    return key
 
 
 def _symbols(image: Image, progress: Progress) -> SymbolTable:
@@ -220,6 +268,7 @@ def _describe(machine: GuestMachine) -> dict[str, Any]:
         "virtual_offset": guest.virtual_offset,
         "build_id": guest.build_id.hex() if guest.build_id else None,
         "sections": [[s.name, s.address, s.size, s.writable, s.executable] for s in guest.sections],
+        "frames_key": guest.frames_key,
         "settled": guest.settled,
         "symbols": base64.b64encode(pack_symbols(list(machine.symbols))).decode(),
     }

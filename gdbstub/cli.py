@@ -34,7 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     try:
         return commands[options.command](options)
-    except (MachineError, FetchError, ProbeError, AddressError, ClientError, UsageError) as error:
+    except ProbeError as error:
+        say("gdbstub: " + "\n".join(error.lines()))
+        return USAGE
+    except (MachineError, FetchError, AddressError, ClientError, UsageError) as error:
         say(f"gdbstub: {error}")
         return USAGE
     except KeyboardInterrupt:

@@ -276,9 +276,16 @@ class Program:
         monitor = Monitor(services)
         files = FileTree({})
         if len(machine.symbols):
-            build = partial(
-                symbol_elf, machine.symbols, bits=guest.bits, sections=guest.sections, build_id=guest.build_id
-            )
+
+            def build() -> bytes:
+                return symbol_elf(
+                    machine.symbols,
+                    bits=guest.bits,
+                    sections=guest.sections,
+                    build_id=guest.build_id,
+                    frames=guest.frames(),
+                )
+
             files = FileTree({EXEC_FILE: build}, exec_file=EXEC_FILE)
 
         def new_session(wake: Callable[[], None]) -> Session:
