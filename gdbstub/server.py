@@ -245,8 +245,10 @@ class Connection:
     async def _leave(self) -> None:
         """If this is the debugger: take what it put into the machine out, and let the guest run on."""
         if self._session.attached:
-            await self._runner.call(self._session.close)
-            self._runner.resume()
+            try:
+                await self._runner.call(self._session.close)
+            finally:
+                self._runner.resume()
         if self._server.debugger is self:
             self._server.debugger = None
 
