@@ -470,15 +470,16 @@ class Machine:
         software = cpu.software_interrupt
         length = 0
         if software:
-            length = 1 if vector in (t.BP, t.OF, t.DB) and not self._is_int_n() else 2
+            length = 1 if vector in (t.BP, t.OF, t.DB) and not self._is_int_n(vector) else 2
         if self.log is not None:
             self.log("int", f"vector {vector:#x} code {cpu.error_code:#x} at {cpu.linear_pc:#x} cr2 {cpu.cr(2):#x}")
         self._deliver(vector, None if software else cpu.error_code, software=software, length=length)
         cpu.push()
 
-    def _is_int_n(self) -> bool:
+    def _is_int_n(self, vector: int) -> bool:
+        """The instruction before the pc is `int n`, not the one-byte form of these vectors."""
         try:
-            return self.traps.read(self.cpu.linear_pc - 2, 1) == b"\xcd"
+            return self.traps.read(self.cpu.linear_pc - 2, 2) == bytes((0xCD, vector))
         except GuestFault:
             return False
 

@@ -48,6 +48,11 @@ class Page(NamedTuple):
     wide: bool  # entries are 8 bytes
 
 
+def canonical(vaddr: int) -> bool:
+    """Bits 63 to 47 of a 64-bit address are equal (SDM vol. 1, 3.3.7.1)."""
+    return (vaddr >> 47) in (0, 0x1FFFF)
+
+
 def entry_addresses(ram: Ram, tables: Tables, vaddr: int) -> list[int]:
     """Physical addresses of the entries a walk of `vaddr` reads, as far as it gets; for `window` and diagnostics."""
     found: list[int] = []
@@ -65,7 +70,7 @@ def walk(ram: Ram, tables: Tables, vaddr: int) -> Page | None:
 
 def _walk(ram: Ram, tables: Tables, vaddr: int, found: list[int] | None) -> Page | None:
     if tables.efer & EFER_LMA:
-        if (vaddr >> 47) not in (0, 0x1FFFF):
+        if not canonical(vaddr):
             return None
         return _walk_wide(ram, tables.cr3 & ADDRESS, vaddr, (39, 30, 21, 12), tables, found)
     vaddr &= 0xFFFFFFFF

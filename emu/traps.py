@@ -14,7 +14,7 @@ from typing import NamedTuple
 from emu import cpustate as c
 from emu.cpustate import CS, DS, ES, FS, GS, SS, CpuState
 from emu.layouts import Gate32, Gate64, Tss32, Tss64, offsets
-from emu.paging import CR0_WP, Tables, entry_addresses, fault_code, touch, walk
+from emu.paging import CR0_WP, Tables, canonical, entry_addresses, fault_code, touch, walk
 from emu.ram import Ram
 
 DE, DB, NMI, BP, OF, BR, UD, NM, DF = range(9)
@@ -239,6 +239,11 @@ class Traps:
         if not kind & 0x80:
             raise GuestFault(NP, index_code)
         target = self._code_segment(selector, ext)
+        if target.flags & (c.DESC_L | c.DESC_B) != c.DESC_L:
+            raise GuestFault(GP, (selector & ~3) | ext)
+        pc = low | middle << 16 | high << 32
+        if not canonical(pc):
+            raise GuestFault(GP, ext)
         level = cpl if target.conforming else target.dpl
         old_sp = sp = cpu.gpr[4]
         changes = level < cpl
@@ -248,10 +253,13 @@ class Traps:
         frame = _FRAME64.pack(cpu.pc, cpu.selector(CS), self._pushed_flags(vector, software), old_sp, cpu.selector(SS))
         if code is not None and vector in WITH_ERROR_CODE:
             frame = code.to_bytes(8, "little") + frame
-        sp = ((sp & ~0xF) - len(frame)) & _MASK64
+        top = sp & ~0xF
+        sp = (top - len(frame)) & _MASK64
+        if not canonical(sp) or not canonical((top - 1) & _MASK64):
+            raise GuestFault(SS_FAULT, ext)
         self.write(sp, frame, user=level == 3)
         cpu.gpr[4] = sp
-        cpu.pc = low | middle << 16 | high << 32
+        cpu.pc = pc
         cpu.set_segment(CS, (selector & ~3) | level, target.base, target.limit, target.flags)
         if changes:
             cpu.set_segment(SS, level, 0, 0, level << 13)
@@ -318,7 +326,7 @@ class Traps:
         if not selector & ~3:
             raise GuestFault(TS, ext)
         found = self.descriptor(selector, TS, ext)
-        if found.dpl != level or found.flags & 0x1A00 != 0x1200:  # a writable data segment
+        if selector & 3 != level or found.dpl != level or found.flags & 0x1A00 != 0x1200:  # a writable data segment
             raise GuestFault(TS, (selector & ~3) | ext)
         if not found.flags & c.DESC_P:
             raise GuestFault(SS_FAULT, (selector & ~3) | ext)
