@@ -67,7 +67,7 @@ class _Replies(Iterator[bytes]):
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
-        self._codec = Codec(expand_runs=True)
+        self._codec = Codec(debugger=True)
 
     def ask(self, payload: bytes) -> None:
         self._connection.sendall(self._codec.reply(payload))

@@ -91,15 +91,13 @@ def checksum(data: bytes | bytearray | memoryview) -> int:
     return (sum([zlib.adler32(view[start : start + _ADLER_BLOCK]) for start in blocks]) - len(blocks)) & 0xFF
 
 
-_SPECIAL = re.compile(rb"[#$}*]")
 _ESCAPED = re.compile(rb"\}(.)", re.DOTALL)
 
 
 def escape(data: bytes) -> bytes:
     """`data` with `#`, `$`, `}` and `*` escaped."""
-    if not any(special in data for special in b"#$}*"):
-        return data
-    return _SPECIAL.sub(lambda match: bytes((0x7D, match[0][0] ^ 0x20)), data)
+    # Four passes in C are five times as fast as one through `re` with a function; the escape itself comes first.
+    return data.replace(b"}", b"}]").replace(b"#", b"}\x03").replace(b"$", b"}\x04").replace(b"*", b"}\n")
 
 
 def unescape(data: bytes) -> bytes:
@@ -155,9 +153,9 @@ def expand(data: bytes) -> bytes:
     return _RLE.sub(lambda match: match[1] * (1 + sum(count - 29 for count in match[2][1::2])), data)
 
 
-def frame(payload: bytes, *, lead: bytes = b"$") -> bytes:
-    """`payload` as it goes on the wire: escaped, runs encoded, with its checksum."""
-    body = compress(escape(payload))
+def frame(payload: bytes, *, lead: bytes = b"$", runs: bool = True) -> bytes:
+    """`payload` as it goes on the wire: escaped, with its checksum, runs encoded unless that is not wanted."""
+    body = compress(escape(payload)) if runs else escape(payload)
     return b"%b%b#%02x" % (lead, body, checksum(body))
 
 
@@ -171,14 +169,14 @@ _HEX_DIGITS = frozenset(b"0123456789abcdefABCDEF")
 class Codec:
     """One end of a connection.
 
-    `expand_runs` is True for the debugger's end: only a stub may encode runs. `limit` bounds the unfinished input that
+    With `debugger` it is the debugger's end: runs are read but not written, for only a stub may encode them. `limit` bounds the unfinished input that
     is kept, whatever the peer sends. After `start_no_ack_mode` nothing is acknowledged any more.
     """
 
-    def __init__(self, *, limit: int = MAX_PACKET, expand_runs: bool = False) -> None:
+    def __init__(self, *, limit: int = MAX_PACKET, debugger: bool = False) -> None:
         self.ack_mode = True
         self._limit = limit
-        self._expand_runs = expand_runs
+        self._debugger = debugger
         self._input = bytearray()
         self._searched = 0  # bytes of _input already known to hold no '#'
         self._skipping = False  # inside a packet that is too long
@@ -213,12 +211,12 @@ class Codec:
 
     def reply(self, payload: bytes) -> bytes:
         """`payload` framed, after the acknowledgements that are due. It is sent again if the peer answers `-`."""
-        self._last_sent = frame(payload)
+        self._last_sent = frame(payload, runs=not self._debugger)
         return self.acknowledgements() + self._last_sent
 
     def notify(self, payload: bytes) -> bytes:
         """`payload` as a notification, after the acknowledgements that are due; it is never sent again."""
-        return self.acknowledgements() + frame(payload, lead=b"%")
+        return self.acknowledgements() + frame(payload, lead=b"%", runs=not self._debugger)
 
     def acknowledgements(self) -> bytes:
         """What the events so far ask to be sent: `+`, `-`, or the last reply again. Empty most of the time."""
@@ -288,4 +286,4 @@ class Codec:
         return Packet(self._decode(body)) if good else BadChecksum(expected, digits)
 
     def _decode(self, body: bytes) -> bytes:
-        return unescape(expand(body) if self._expand_runs else body)
+        return unescape(expand(body) if self._debugger else body)

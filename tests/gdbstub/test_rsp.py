@@ -113,14 +113,14 @@ def test_a_run_may_be_continued():
 def test_any_payload_in_any_split_arrives(data: bytes, cuts: list[int]):
     """What one end frames the other end reads, however the stream was cut."""
     wire = Codec().reply(data)
-    assert events(Codec(expand_runs=True), *portions(wire, cuts)) == [Packet(data)]
+    assert events(Codec(debugger=True), *portions(wire, cuts)) == [Packet(data)]
 
 
 @given(st.lists(st.tuples(garbage, payloads), max_size=4), st.lists(st.integers(0, 1000), max_size=5))
 def test_garbage_between_packets_is_ignored(items: list[tuple[bytes, bytes]], cuts: list[int]):
     """Line noise between packets neither becomes an event nor costs a packet."""
     wire = b"".join(noise + frame(data) for noise, data in items)
-    assert events(Codec(expand_runs=True), *portions(wire, cuts)) == [Packet(data) for _, data in items]
+    assert events(Codec(debugger=True), *portions(wire, cuts)) == [Packet(data) for _, data in items]
 
 
 @given(st.binary(max_size=400), st.lists(st.integers(0, 1000), max_size=4))
@@ -129,6 +129,13 @@ def test_random_input_is_survived(data: bytes, cuts: list[int]):
     codec = Codec(limit=64)
     events(codec, *portions(data, cuts))
     assert Packet(b"g") in events(codec, b"#00$g#67")
+
+
+@given(payloads, st.lists(st.integers(0, 1000), max_size=5))
+def test_a_debugger_encodes_no_runs(data: bytes, cuts: list[int]):
+    """A stub does not read them: `m20000,10000` must arrive with all its zeros."""
+    wire = Codec(debugger=True).reply(data)
+    assert events(Codec(), *portions(wire, cuts)) == [Packet(data)]
 
 
 def test_two_packets_in_one_read_both_count():

@@ -25,6 +25,10 @@ from tests.support.fake_machine import CODE, FakeMachine
 from tests.support.rsp_client import RawClient
 
 
+def request(payload: bytes) -> bytes:
+    return frame(payload, runs=False)
+
+
 @pytest.fixture(autouse=True)
 async def no_hang() -> AsyncIterator[None]:
     """A wrong server hangs."""
@@ -106,9 +110,9 @@ async def test_no_ack_mode_ends_acknowledgement():
     """The OK is still preceded by its `+`; the next reply is not."""
     async with open_world() as world:
         client = world.connect()
-        await client.stream.send_all(frame(b"QStartNoAckMode"))
+        await client.stream.send_all(request(b"QStartNoAckMode"))
         assert await client.stream.receive_some() == b"+$OK#9a"
-        await client.stream.send_all(frame(b"qAttached"))
+        await client.stream.send_all(request(b"qAttached"))
         assert await client.stream.receive_some() == frame(b"1")
 
 
@@ -139,7 +143,7 @@ async def test_interrupt_in_the_same_segment_as_the_resume():
     """It must neither be lost nor come first."""
     async with open_world() as world:
         client = world.connect()
-        await client.stream.send_all(frame(b"c") + b"\x03")
+        await client.stream.send_all(request(b"c") + b"\x03")
         assert (await client.read()).startswith(b"T02")
 
 
@@ -192,7 +196,7 @@ async def test_detach_lets_the_guest_run_without_breakpoints():
 
 
 @pytest.mark.parametrize(
-    "last_words", [b"", b"$m1000", b"$", b"\x03", frame(b"c"), frame(b"s"), b"+", frame(b"c") + b"$g"]
+    "last_words", [b"", b"$m1000", b"$", b"\x03", request(b"c"), request(b"s"), b"+", request(b"c") + b"$g"]
 )
 async def test_client_that_vanishes_leaves_nothing(last_words: bytes):
     """Its breakpoints go, the guest runs on, another client can attach."""
@@ -211,7 +215,7 @@ async def test_client_that_vanishes_leaves_nothing(last_words: bytes):
 async def test_clients_killed_at_random_moments():
     """Sixty of them, cut anywhere in a whole conversation: the guest runs on, nothing leaks."""
     conversation = b"".join(
-        frame(payload)
+        request(payload)
         for payload in (b"qSupported:swbreak+", b"QStartNoAckMode", b"?", b"g", b"Z0,10004,1", b"vCont;c", b"s", b"c")
     )
     chance = random.Random(20)

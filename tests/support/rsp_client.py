@@ -18,7 +18,7 @@ class RawClient:
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self.stream = stream
-        self.codec = Codec(expand_runs=True)
+        self.codec = Codec(debugger=True)
 
     async def send(self, payload: bytes) -> None:
         await self.stream.send_all(self.codec.reply(payload))
