@@ -169,8 +169,9 @@ _HEX_DIGITS = frozenset(b"0123456789abcdefABCDEF")
 class Codec:
     """One end of a connection.
 
-    With `debugger` it is the debugger's end: runs are read but not written, for only a stub may encode them. `limit` bounds the unfinished input that
-    is kept, whatever the peer sends. After `start_no_ack_mode` nothing is acknowledged any more.
+    With `debugger` it is the debugger's end: runs are read but not written, for only a stub may encode them. `limit`
+    bounds the unfinished input that is kept, whatever the peer sends. After `start_no_ack_mode` nothing is acknowledged
+    any more.
     """
 
     def __init__(self, *, limit: int = MAX_PACKET, debugger: bool = False) -> None:
