@@ -132,7 +132,7 @@ class Machine:
         cpu.set_cr(0, registers.get("cr0", 0x10 if start.mode == "real" else 0x11))
         cpu.set_cr(3, registers.get("cr3", 0))
         cpu.set_cr(4, registers.get("cr4", 0))
-        cpu.efer = 0x501 if start.mode == "long" else 0
+        cpu.efer = 0x500 if start.mode == "long" else 0
         cpu.set_system_segment("idt", 0, 0, 0x3FF if start.mode == "real" else 0)
         cpu.set_system_segment("tr", 0, 0, 0xFFFF, 0x8B00)
         gdt = start.gdt
@@ -314,8 +314,8 @@ class Machine:
                 self.log("int", f"irq vector {vector:#x} at {cpu.linear_pc:#x}")
             self._deliver(vector, external=True)
             self._poll_at = self.clock.instructions + POLL if pic.pending() else None
-        else:
-            self._poll_at = self.clock.instructions + POLL
+        else:  # a shadow and a slot last one instruction; IF can only be looked at now and then
+            self._poll_at = self.clock.instructions + (1 if cpu.eflags & IF else POLL)
 
     def _tighten_to_deadline(self) -> None:
         """A device scheduled something earlier than the engine's limit."""
@@ -511,7 +511,7 @@ class Machine:
             enter(length)
         except GuestFault as fault:
             self._deliver(fault.vector, fault.code)
-        cpu.pc -= length
+        cpu.pc = (cpu.pc - length) & ((1 << 64) - 1)
         cpu.push()
 
     def on_timestamp(self, with_processor: bool) -> None:
