@@ -76,6 +76,7 @@ class X86Probe:
 
     `slot` is the slot's number and `code` the virtual address its code was made for; both None without a slot.
     `boosted` says the first half may run unobserved and `boost_uncount` how many instructions that takes off.
+    `pushes` says the second half holds a push of a call's true return address instead of the call's copy.
     """
 
     address: int
@@ -86,6 +87,7 @@ class X86Probe:
     code: int | None = None
     boosted: bool = False
     boost_uncount: int = 0
+    pushes: bool = False
 
     @property
     def needs_hook(self) -> str | None:
@@ -102,12 +104,14 @@ class X86Probe:
 
 @dataclass(slots=True)
 class _Step:
-    """The step in progress: where the stepped bytes lie, whether the guest itself had TF set, and cx before it."""
+    """The step in progress: where the stepped bytes lie, whether the guest itself had TF set, cx before it, and where
+    a call whose return address is being pushed goes next."""
 
     probe: X86Probe
     at: int
     guest_tf: int
     count: int
+    target: int | None
 
 
 class X86Arch:
@@ -187,6 +191,9 @@ class X86Arch:
                 return Finish.AGAIN
             self._settle_repeat(cpu, insn, step)
         fix, delta, mask = probe.kind.fix, probe.address - step.at, self.convention.mask
+        if step.target is not None:
+            cpu.pc = step.target
+            fix, delta = Fix.ABSOLUTE, 0
         if fix not in (Fix.ABSOLUTE, Fix.CALL_ABSOLUTE):
             cpu.pc = (cpu.pc + delta) & mask
         if fix in (Fix.CALL_RELATIVE, Fix.CALL_ABSOLUTE) and delta:
@@ -263,10 +270,17 @@ class X86Arch:
         return self._trap_after(cpu, probe, at)
 
     def _trap_after(self, cpu: Cpu, probe: X86Probe, at: int) -> Begin:
-        self._step = _Step(probe, at, cpu.eflags & TF, cpu.gpr[_CX])
+        target = self._call_target(cpu, probe) if probe.pushes and at != probe.address else None
+        self._step = _Step(probe, at, cpu.eflags & TF, cpu.gpr[_CX], target)
         cpu.eflags |= TF
         cpu.pc = at
         return Begin.STEPPING
+
+    def _call_target(self, cpu: Cpu, probe: X86Probe) -> int:
+        """Where the call goes, read before the push moves the stack pointer."""
+        assert probe.insn is not None
+        register = probe.insn.register_operand
+        return branch_target(probe.insn) if register is None else cpu.gpr[register] & self.convention.mask
 
     def _taken_step(self) -> _Step:
         step, self._step = self._step, None
@@ -340,7 +354,9 @@ class X86Arch:
         window = self._machine.window
         address = window.address(slot * SLOT_SIZE)
         assert probe.insn is not None
-        copy = _relocated(probe.insn, address + _STEP_HALF)
+        push = _push_of_call(probe.insn, probe.kind)
+        probe.pushes = push is not None
+        copy = _relocated(probe.insn, address + _STEP_HALF) if push is None else push
         boosted, probe.boost_uncount = _boosted(probe.insn, probe.kind, address)
         probe.boosted = boosted is not None
         window.write(slot * SLOT_SIZE, (boosted or b"").ljust(_STEP_HALF, b"\xcc") + copy)
@@ -399,15 +415,25 @@ def _jump(at: int, target: int, bits: int) -> bytes:
     return b"\xff\x25\0\0\0\0" + target.to_bytes(8, "little")
 
 
+def _push_of_call(insn: Insn, kind: InsnClass) -> bytes | None:
+    """push imm32 of the true return address: what a call does to memory, faults included. None for other instructions,
+    for a target in memory, whose load comes first, and where 32 bits cannot say the address."""
+    if kind.fix not in (Fix.CALL_RELATIVE, Fix.CALL_ABSOLUTE):
+        return None
+    returns_to = _signed(insn.end, insn.bits)
+    if not _fits_s32(returns_to) or (insn.modrm is not None and insn.register_operand is None):
+        return None
+    return b"\x68" + returns_to.to_bytes(4, "little", signed=True)
+
+
 def _boosted(insn: Insn, kind: InsnClass, address: int) -> tuple[bytes | None, int]:
     """Code that has the effect of `insn` and leaves the slot, and how many instructions to take off for it."""
     if kind.boost is Boost.NEVER:
         return None, 0
     if kind.boost in (Boost.CALL_RELATIVE, Boost.CALL_REGISTER):
-        returns_to = _signed(insn.end, insn.bits)
-        if not _fits_s32(returns_to):
+        push = _push_of_call(insn, kind)
+        if push is None:
             return None, 0
-        push = b"\x68" + returns_to.to_bytes(4, "little", signed=True)
         if kind.boost is Boost.CALL_RELATIVE:
             return push + _jump(address + len(push), branch_target(insn), insn.bits), 2
         register = insn.register_operand or 0
