@@ -1,100 +1,110 @@
-"""The composition root: a command line in, an exit status out; the one place that picks real parts."""
+"""The composition root: a command line in, an exit status out; the one place that picks real parts.
+
+Rules: the last boundary. A refusal of any room becomes one line and status 2 here, and an exception that nobody
+expected a report and status 4.
+"""
 
 from __future__ import annotations
 
-import argparse
+import os
 import sys
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Sequence
+from typing import assert_never
 
-from emu.boot import GuestMachine, boot, boot_embedded, load, restore
+from emu.boot import IMAGE_MEMORY, KERNEL_MEMORY, GuestMachine, boot, boot_embedded, load, restore
 from emu.iface import MachineError
 from emu.images.fetch import FetchError, fetch
-from gdbstub import options as command_line
+from gdbstub import options
 from gdbstub.address import AddressError
 from gdbstub.client import ClientError, run_monitor_command
-from gdbstub.program import ProbeError, UsageError, run_program
+from gdbstub.commands import Boot, Command, Demo, Fetch, Load, MonitorCommand
+from gdbstub.outcome import DEFECT, NOT_REACHED, SUCCESS, USAGE
+from gdbstub.program import UsageError, run_program
 from gdbstub.terminal import say
 
-USAGE = 2
 EMBEDDED = {"embedded": 64, "embedded32": 32}
 EMBEDDED_WORK = "calls=10 opens=100 faults=2"
+"""What the embedded guest does where --append does not say."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status is as `options.EXIT_STATUS` says."""
-    parser = command_line.parser()
-    options = parser.parse_args(arguments)
-    command_line.check(parser, options)
-    commands: dict[str, Callable[[argparse.Namespace], int]] = {
-        "boot": _run,
-        "load": _run,
-        "fetch": _fetch,
-        "monitor": _monitor,
-        "demo": _demo,
-    }
+    """Run the command line; the exit status is as `options.EXIT_STATUS` says. SystemExit for a wrong one or --help."""
     try:
-        return commands[options.command](options)
-    except ProbeError as error:
-        say("gdbstub: " + "\n".join(error.lines()))
-        return USAGE
+        status = _carry_out(options.parse(arguments))
+        sys.stdout.flush()
+        return status
     except (MachineError, FetchError, AddressError, ClientError, UsageError) as error:
         say(f"gdbstub: {error}")
         return USAGE
     except KeyboardInterrupt:
-        return 0
+        return SUCCESS
     except BrokenPipeError:
-        return 0
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else the interpreter complains when it flushes at its end
+        return SUCCESS
+    except Exception:  # noqa: BLE001  # the boundary: a defect of ours ends with a report, never with a bare traceback
+        say(f"gdbstub: a defect of gdbstub; please report this:\n{traceback.format_exc()}")
+        return DEFECT
 
 
-def _run(options: argparse.Namespace) -> int:
-    outcome = run_program(_machine(options), options)
-    if outcome.text:
-        say(f"gdbstub: {outcome.text}")
-    return outcome.status
+def _carry_out(command: Command) -> int:
+    match command:
+        case Boot() | Load():
+            outcome = run_program(_machine(command), command.run)
+            if outcome.text:
+                say(f"gdbstub: {outcome.text}")
+            return outcome.status
+        case Fetch():
+            return _fetch(command)
+        case MonitorCommand(address, text):
+            return SUCCESS if run_monitor_command(address, text, _print) else NOT_REACHED
+        case Demo():
+            from gdbstub.demo import demo  # pygdbmi is of no use to the other commands
+
+            return demo(lambda line: _print(line + "\n"))
+        case _:
+            assert_never(command)
 
 
-def _machine(options: argparse.Namespace) -> GuestMachine:
-    if options.restore is not None:
-        return restore(options.restore, say)
-    if options.command == "load":
-        if options.image in EMBEDDED:
-            return boot_embedded(EMBEDDED[options.image], EMBEDDED_WORK)
-        return load(options.image, base=options.base, entry=options.entry, bits=options.bits, memory=options.memory)
-    return boot(
-        options.kernel,
-        initrd=options.initrd,
-        append=options.append,
-        memory=options.memory,
-        add=options.add,
-        command=options.execute,
-        progress=say,
+def _machine(command: Boot | Load) -> GuestMachine:
+    if command.run.restore is not None:
+        return restore(command.run.restore, say)
+    if isinstance(command, Boot):
+        return boot(
+            command.kernel,
+            initrd=command.initrd,
+            append=command.append,
+            memory=command.memory or KERNEL_MEMORY,
+            add=command.add,
+            command=command.run.execute,
+            progress=say,
+        )
+    memory = command.memory or IMAGE_MEMORY
+    if command.image in EMBEDDED:
+        return boot_embedded(EMBEDDED[command.image], command.append or EMBEDDED_WORK, memory=memory)
+    return load(
+        command.image,
+        base=command.base,
+        entry=command.entry,
+        bits=command.bits,
+        memory=memory,
+        initrd=command.initrd,
+        append=command.append,
     )
 
 
-def _fetch(options: argparse.Namespace) -> int:
-    fetched = fetch(options.arch, options.package, progress=say)
-    if options.show:
-        print(fetched.kernel)
-        print(fetched.initramfs)
+def _fetch(command: Fetch) -> int:
+    fetched = fetch(command.architecture, command.package, progress=say)
+    if command.show:
+        _print(f"{fetched.kernel}\n{fetched.initramfs}\n")
     else:
         say(f"{fetched.package} {fetched.version}: {fetched.kernel}")
-    return 0
+    return SUCCESS
 
 
-def _monitor(options: argparse.Namespace) -> int:
-    command = " ".join(options.words) or "help"
-
-    def write(text: str) -> None:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-
-    return 0 if run_monitor_command(options.address, command, write) else 1
-
-
-def _demo(_options: argparse.Namespace) -> int:
-    from gdbstub.demo import demo
-
-    return demo(lambda line: print(line, flush=True))
+def _print(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

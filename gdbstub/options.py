@@ -1,29 +1,93 @@
-"""The command line, declared once: `--help`, usage errors and the README's option table come from here.
+"""The command line, declared once: `--help`, usage errors and the README's option tables come from here.
 
-Rules: standard library only; nothing is opened or started, only checked for sense. A wrong command line ends with
-status 2 and one line that says what to write instead.
+Rules: standard library and this package's values; nothing is opened or started, only checked for sense. A wrong command
+line ends with status 2 and one line that says what to write instead.
 """
 
 from __future__ import annotations
 
 import argparse
+import difflib
+import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn, TypeAlias, cast
 
-from gdbstub.address import AddressError, parse_address
+from gdbstub.address import Address, AddressError, Stdio, Tcp, parse_address
+from gdbstub.commands import (
+    Boot,
+    Command,
+    ConsolePlace,
+    Demo,
+    Fetch,
+    Load,
+    LogTopic,
+    MonitorCommand,
+    RunOptions,
+    TraceFormat,
+    TraceTarget,
+)
 
+DEFAULT_LISTEN = "127.0.0.1:1234"
 LOG_TOPICS = ("int", "syscall", "io", "rsp")
-_TRACE_SUFFIXES = {".txt": "text", ".jsonl": "jsonl"}
-_SIZE = re.compile(r"(\d+)([KMG]?)i?B?", re.IGNORECASE)
+_TRACE_FORMATS: dict[str, TraceFormat] = {".txt": "text", ".jsonl": "jsonl"}
+_SIZE = re.compile(r"(\d{1,9})([KMG]?)i?B?", re.IGNORECASE)
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"e": b"\x1b", b"\\": b"\\"}
 
-EXIT_STATUS = """exit status:
+EXIT_STATUS = """\
+exit status:
   0  matched, powered off, --exec succeeded, or ended by the user
   1  ended without the match (budget used up, halted for good); --exec gives the command's own status
   2  usage, unreadable or wrong file
-  3  the guest crashed (panic, triple fault)
+  3  the guest crashed (panic, triple fault, reset without being asked)
   4  our own defect, with a report to send
 """
+
+_EXAMPLES = {
+    "boot": """\
+examples:
+  gdbstub boot
+      Debian's kernel and a shell on this terminal; in another one: gdb -ex 'target remote :1234'
+  gdbstub boot i386 --wait --console none
+      stopped at the first instruction until gdb has come, for `break start_kernel`
+  gdbstub boot --probe 'p:open do_sys_openat2 file=+0($arg2):string' --trace - --exec 'cat /proc/version'
+      a probe, a command for the guest's shell, the trace as text
+  gdbstub boot --console none --no-listen --until '^/ # ' --snapshot shell.snap
+  gdbstub boot --restore shell.snap --exec 'ls /'
+      boot once, go on from the prompt in less than a second
+""",
+    "load": """\
+examples:
+  gdbstub load embedded --wait
+      our own small kernel, stopped at its first instruction until gdb has come
+  gdbstub load kernel.elf --no-listen --until 'tests passed' --budget 2G --log int
+      an ELF or multiboot kernel, unattended: 0 if the text came, 1 if not
+  gdbstub load boot.bin --base 0x7c00 --bits 16 --log int,io --log-file boot.log
+      a flat binary in real mode, with interrupts and port accesses in a log
+""",
+    "fetch": """\
+examples:
+  gdbstub fetch i386
+  gdbstub fetch amd64 --package 'linux-image-6.12*-cloud-amd64-unsigned' --print
+""",
+    "monitor": """\
+examples:
+  gdbstub monitor :1234 help
+  gdbstub monitor :1234 kprobe add 'p:open do_sys_openat2 file=+0($arg2):string'
+  gdbstub monitor :1234 trace 20
+""",
+    "demo": """\
+examples:
+  gdbstub demo
+""",
+}
+
+_Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
+
+
+# ------------------------------------------------------------------------------------------------ what values look like
 
 
 def size(text: str) -> int:
@@ -35,39 +99,47 @@ def size(text: str) -> int:
 
 
 def number(text: str) -> int:
-    """Decimal, 0x hexadecimal or 0 octal; K, M and G count in thousands."""
-    scale = {"K": 1_000, "M": 1_000_000, "G": 1_000_000_000}.get(text[-1:].upper(), 1)
+    """An address, decimal or 0x hexadecimal."""
     try:
-        return int((text[:-1] if scale > 1 else text).replace("_", ""), 0) * scale
+        value = int(text, 0)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
+        value = -1
+    if not 0 <= value < 1 << 64:
+        raise argparse.ArgumentTypeError(f"{text!r} is no address: write 0x100000")
+    return value
+
+
+def count(text: str) -> int:
+    """A number of instructions, at least 1; K, M and G count in thousands."""
+    scale = {"K": 1_000, "M": 1_000_000, "G": 1_000_000_000}.get(text[-1:].upper(), 1)
+    digits = (text[:-1] if scale > 1 else text).replace("_", "").replace(",", "")
+    if not digits.isascii() or not digits.isdecimal() or len(digits) > 18 or not int(digits):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of instructions: write 500M or 2G")
+    return int(digits) * scale
 
 
 def pattern(text: str) -> str:
-    """A regular expression, checked."""
+    """A regular expression, checked; bytes of the console are matched as Latin-1, so it becomes that too."""
     try:
-        re.compile(text)
+        return re.compile(os.fsencode(text).decode("latin-1")).pattern
     except re.error as error:
         raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from None
-    return text
 
 
-def send(text: str) -> tuple[str, str]:
-    """REGEX=>TEXT; in TEXT \\n, \\t, \\e, \\\\ and \\xHH are understood."""
+def send(text: str) -> tuple[str, bytes]:
+    """REGEX=>TEXT; in TEXT \\n, \\r, \\t, \\e, \\\\ and \\xHH (a byte) are understood."""
     awaited, arrow, typed = text.partition("=>")
     if not arrow:
-        raise argparse.ArgumentTypeError(f"{text!r}: write 'REGEX=>TEXT'")
-    escapes = {"n": "\n", "r": "\r", "t": "\t", "e": "\x1b", "\\": "\\"}
-    typed = re.sub(
-        r"\\(x[0-9a-fA-F]{2}|[nrte\\])",
-        lambda m: chr(int(m[1][1:], 16)) if m[1][0] == "x" else escapes[m[1]],
-        typed,
-    )
-    return pattern(awaited), typed
+        raise argparse.ArgumentTypeError(f"{text!r}: write 'REGEX=>TEXT', for example '/ # =>ls\\n'")
+
+    def unescape(match: re.Match[bytes]) -> bytes:
+        return bytes.fromhex(match[1][1:].decode()) if match[1][:1] == b"x" else _ESCAPES[match[1]]
+
+    return pattern(awaited), re.sub(rb"\\(x[0-9a-fA-F]{2}|[nrte\\])", unescape, os.fsencode(typed))
 
 
 def added(text: str) -> tuple[Path, str]:
-    """HOST[:GUEST]."""
+    """HOST[:GUEST]; without GUEST it goes to the root folder under its own name."""
     host, _, guest = text.partition(":")
     path = Path(host)
     if not path.exists():
@@ -75,36 +147,64 @@ def added(text: str) -> tuple[Path, str]:
     return path, guest or "/" + path.resolve().name
 
 
-def address(text: str) -> object:
+def address(text: str) -> Address:
+    """HOST:PORT, unix:PATH or -."""
     try:
         return parse_address(text)
     except AddressError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def topics(text: str) -> frozenset[str]:
+def console(text: str) -> ConsolePlace:
+    """stdio, none, HOST:PORT, or a file: whatever has a slash or no colon."""
+    if text == "stdio":
+        return "stdio"
+    if text == "none":
+        return "none"
+    if ":" in text and "/" not in text:
+        place = address(text)
+        if isinstance(place, Tcp):
+            return place
+        raise argparse.ArgumentTypeError(f"{text!r}: write stdio, none, HOST:PORT or a file")
+    if text in ("", "-"):
+        raise argparse.ArgumentTypeError(f"{text!r}: write stdio, none, HOST:PORT or a file")
+    return Path(text)
+
+
+def topics(text: str) -> frozenset[LogTopic]:
+    """A comma-separated list of LOG_TOPICS."""
     chosen = frozenset(text.split(","))
     if not chosen <= set(LOG_TOPICS):
-        raise argparse.ArgumentTypeError(f"{text!r}: a comma-separated list of {', '.join(LOG_TOPICS)}")
-    return chosen
+        raise argparse.ArgumentTypeError(f"{text!r}: write a comma-separated list of {', '.join(LOG_TOPICS)}")
+    return cast("frozenset[LogTopic]", chosen)
 
 
-def trace_file(text: str) -> tuple[str, str]:
-    """(file or -, format)."""
+def trace_target(text: str) -> TraceTarget:
+    """A file whose suffix picks the format, or - for text on standard output."""
     if text == "-":
-        return text, "text"
-    suffix = Path(text).suffix
-    if suffix not in _TRACE_SUFFIXES:
-        raise argparse.ArgumentTypeError(f"{text!r}: the suffix picks the format, one of {', '.join(_TRACE_SUFFIXES)}")
-    return text, _TRACE_SUFFIXES[suffix]
+        return TraceTarget(None)
+    path = Path(text)
+    if path.suffix not in _TRACE_FORMATS:
+        raise argparse.ArgumentTypeError(f"{text!r}: the suffix picks the format, write {' or '.join(_TRACE_FORMATS)}")
+    return TraceTarget(path, _TRACE_FORMATS[path.suffix])
+
+
+# -------------------------------------------------------------------------------------------------------- declarations
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, but a usage error is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see `{self.prog} --help`)\n")
 
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    top = argparse.ArgumentParser(
+    top = _Parser(
         prog="gdbstub",
         description="Boot a stock Linux kernel, or any image, under emulation; attach stock gdb; probe any function.",
-        epilog=EXIT_STATUS,
+        epilog=f"`gdbstub COMMAND --help` tells more, with examples.\n\n{EXIT_STATUS}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -122,32 +222,36 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _sub(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str
-) -> argparse.ArgumentParser:
-    return commands.add_parser(
+def _sub(commands: _Commands, name: str, text: str) -> _Parser:
+    sub = commands.add_parser(
         name,
         help=text,
         description=text[0].upper() + text[1:] + ".",
-        epilog=EXIT_STATUS,
+        epilog=f"{_EXAMPLES[name]}\n{EXIT_STATUS}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    sub.set_defaults(parser=sub)
+    return sub
 
 
-def _add_boot(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_boot(commands: _Commands) -> None:
     boot = _sub(commands, "boot", "boot a Linux kernel")
     boot.add_argument(
         "kernel",
         metavar="KERNEL",
         nargs="?",
-        default="amd64",
         help="a bzImage or vmlinux file, or amd64 or i386 for the fetched one with its initramfs (default: amd64)",
     )
     boot.add_argument("--initrd", metavar="FILE", type=Path, help="an initramfs, instead of the fetched one")
     boot.add_argument("--append", metavar="TEXT", default="", help="after the default kernel command line")
-    boot.add_argument("--memory", metavar="SIZE", type=size, default=256 << 20, help="guest RAM (default: 256M)")
-    boot.add_argument("--exec", dest="execute", metavar="CMD", help="run in the guest's shell; its status becomes ours")
+    boot.add_argument("--memory", metavar="SIZE", type=size, help="guest RAM (default: 256M)")
+    boot.add_argument(
+        "--exec",
+        dest="execute",
+        metavar="CMD",
+        help="run in the shell of the fetched initramfs; its status becomes ours",
+    )
     boot.add_argument(
         "--add",
         metavar="HOST[:GUEST]",
@@ -159,23 +263,28 @@ def _add_boot(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     _add_common(boot)
 
 
-def _add_load(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_load(commands: _Commands) -> None:
     load = _sub(commands, "load", "start an ELF, multiboot or flat image")
-    load.add_argument("image", metavar="IMAGE", help="the file; embedded or embedded32 for our own small kernel")
+    load.add_argument(
+        "image", metavar="IMAGE", nargs="?", help="the file; embedded or embedded32 for our own small kernel"
+    )
     load.add_argument("--base", metavar="A", type=number, help="load address of a flat binary")
     load.add_argument("--entry", metavar="A", type=number, help="first instruction, instead of the image's own")
     load.add_argument("--bits", type=int, choices=(16, 32, 64), help="processor mode for a flat binary")
-    load.add_argument("--memory", metavar="SIZE", type=size, default=64 << 20, help="guest RAM (default: 64M)")
+    load.add_argument("--memory", metavar="SIZE", type=size, help="guest RAM (default: 64M)")
+    load.add_argument("--append", metavar="TEXT", default="", help="command line of a multiboot or embedded kernel")
+    load.add_argument("--initrd", metavar="FILE", type=Path, help="module of a multiboot kernel")
+    load.set_defaults(execute=None)
     _add_common(load)
 
 
-def _add_common(sub: argparse.ArgumentParser) -> None:
+def _add_common(sub: _Parser) -> None:
     stub = sub.add_argument_group("debugger")
     stub.add_argument(
         "--listen",
         metavar="ADDRESS",
         type=address,
-        help="HOST:PORT, unix:PATH or - (default: 127.0.0.1:1234; port 0 picks one)",
+        help=f"HOST:PORT, unix:PATH or - (default: {DEFAULT_LISTEN}; port 0 picks one)",
     )
     stub.add_argument("--no-listen", action="store_true", help="no debugger can attach")
     stub.add_argument("--wait", action="store_true", help="start stopped, until a debugger has come")
@@ -185,25 +294,28 @@ def _add_common(sub: argparse.ArgumentParser) -> None:
         metavar="DEF",
         action="append",
         default=[],
-        help="a kprobe_events line, e.g. 'p:open do_sys_openat2 file=+0($arg2):ustring' (repeatable)",
+        help="a kprobe_events line, e.g. 'p:open do_sys_openat2 file=+0($arg2):string' (repeatable)",
     )
-    probes.add_argument("--probe-file", metavar="FILE", type=Path, action="append", default=[], help="such lines")
+    probes.add_argument(
+        "--probe-file", metavar="FILE", type=Path, action="append", default=[], help="such lines; # begins a comment"
+    )
     probes.add_argument(
         "--early",
         action="store_true",
         help="arm at the first instruction, not when the kernel has done patching itself",
     )
     probes.add_argument(
-        "--trace", metavar="FILE", type=trace_file, help="hits as they come: .txt, .jsonl, or - for text"
+        "--trace", metavar="FILE", type=trace_target, help="hits as they come: .txt, .jsonl, or - for text"
     )
-    console = sub.add_argument_group("console and script")
-    console.add_argument(
+    script = sub.add_argument_group("console and script")
+    script.add_argument(
         "--console",
         metavar="WHERE",
-        default="stdio",
-        help="stdio (Ctrl-A h helps), none, a file, or HOST:PORT to connect to (default: stdio)",
+        type=console,
+        help="stdio (Ctrl-A h helps), none, a file, or HOST:PORT for one client to connect to (default: stdio, "
+        "or none where something else writes standard output)",
     )
-    console.add_argument(
+    script.add_argument(
         "--send",
         metavar="'REGEX=>TEXT'",
         type=send,
@@ -211,46 +323,162 @@ def _add_common(sub: argparse.ArgumentParser) -> None:
         default=[],
         help="type TEXT when the console matches; in order (repeatable)",
     )
-    console.add_argument("--until", metavar="REGEX", type=pattern, help="end with status 0 when the console matches")
-    console.add_argument("--budget", metavar="N", type=number, help="end after N instructions (K, M, G understood)")
-    console.add_argument(
+    script.add_argument("--until", metavar="REGEX", type=pattern, help="end with status 0 when the console matches")
+    script.add_argument(
+        "--budget", metavar="N", type=count, help="end after N instructions, with status 1 (K, M, G understood)"
+    )
+    script.add_argument(
         "--pace",
         choices=("real", "none"),
-        help="idle time: as on the wall clock, or skipped (default: skipped for a script, real for a person)",
+        help="idle time: as on the wall clock, or skipped (default: skipped where --until, --exec or --budget will "
+        "end the run and nobody types)",
     )
     files = sub.add_argument_group("files")
     files.add_argument("--snapshot", metavar="FILE", type=Path, help="save the machine when --until matches")
     files.add_argument(
         "--restore", metavar="FILE", type=Path, help="go on from a saved machine instead of starting one"
     )
-    files.add_argument("--summary", metavar="FILE", help="JSON at the end: how it ended, counts, RAM hash, probes")
+    files.add_argument(
+        "--summary", metavar="FILE", help="JSON at the end, - for here: how it ended, counts, RAM hash, probes"
+    )
     files.add_argument("--log", metavar="TOPICS", type=topics, default=frozenset(), help=f"of {','.join(LOG_TOPICS)}")
     files.add_argument("--log-file", metavar="FILE", type=Path, help="where the log goes (default: standard error)")
 
 
-def check(top: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Refuse what contradicts itself; ends the program with status 2."""
-    if options.command not in ("boot", "load"):
-        return
-    if options.listen is None and not options.no_listen:
-        options.listen = parse_address("127.0.0.1:1234")
-    if options.no_listen:
-        options.listen = None
-        if options.wait:
-            top.error("--wait waits for a debugger, --no-listen lets none in")
-    writers = [
-        name
-        for name, uses in (
-            ("--console stdio", options.console == "stdio"),
-            ("--trace -", options.trace is not None and options.trace[0] == "-"),
-            ("--listen -", options.listen is not None and str(options.listen) == "standard input and output"),
-            ("--summary -", options.summary == "-"),
-        )
-        if uses
-    ]
+# ------------------------------------------------------------------------------------------------------------- parsing
+
+
+def parse(arguments: Sequence[str] | None = None) -> Command:
+    """What the command line asks for. SystemExit: 2 with one line for one that makes no sense, 0 for --help."""
+    given, unknown = parser().parse_known_args(arguments)
+    if unknown:
+        known = [option for action in given.parser._actions for option in action.option_strings]
+        close = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
+        hint = f": did you mean {close[0]}?" if close else ""
+        given.parser.error(f"{unknown[0]!r} is not known here{hint}")
+    match given.command:
+        case "boot":
+            return _boot(given)
+        case "load":
+            return _load(given)
+        case "fetch":
+            return Fetch(given.arch, given.package, given.show)
+        case "monitor":
+            return MonitorCommand(given.address, " ".join(given.words) or "help")
+        case _:
+            return Demo()
+
+
+def _boot(given: argparse.Namespace) -> Boot:
+    fresh = {
+        "KERNEL": given.kernel,
+        "--initrd": given.initrd,
+        "--append": given.append,
+        "--memory": given.memory,
+        "--add": given.add,
+    }
+    run = _run_options(given, fresh)
+    return Boot(run, given.kernel or "amd64", given.initrd, given.append, given.memory, tuple(given.add))
+
+
+def _load(given: argparse.Namespace) -> Load:
+    fresh = {
+        "IMAGE": given.image,
+        "--base": given.base,
+        "--entry": given.entry,
+        "--bits": given.bits,
+        "--memory": given.memory,
+        "--append": given.append,
+        "--initrd": given.initrd,
+    }
+    if given.image is None and given.restore is None:
+        given.parser.error("which IMAGE? Name a file, or embedded for our own small kernel")
+    run = _run_options(given, fresh)
+    return Load(
+        run,
+        given.image or "",
+        given.base,
+        given.entry,
+        given.bits,
+        given.memory,
+        given.initrd,
+        given.append,
+    )
+
+
+def _run_options(given: argparse.Namespace, fresh: dict[str, object]) -> RunOptions:
+    """The common options; `fresh` are those of a machine that starts, with what was given for them."""
+    _refuse_contradictions(given, fresh)
+    listen = None if given.no_listen else given.listen or parse_address(DEFAULT_LISTEN)
+    place = given.console
+    if place is None:
+        place = "none" if _standard_output(given) else "stdio"
+    return RunOptions(
+        listen=listen,
+        wait=given.wait,
+        probes=tuple(given.probe),
+        probe_files=tuple(given.probe_file),
+        early=given.early,
+        trace=given.trace,
+        console=place,
+        sends=tuple(given.send),
+        until=given.until,
+        budget=given.budget,
+        pace=given.pace,
+        execute=given.execute,
+        snapshot=given.snapshot,
+        restore=given.restore,
+        summary=given.summary,
+        log=given.log,
+        log_file=given.log_file,
+    )
+
+
+def _refuse_contradictions(given: argparse.Namespace, fresh: dict[str, object]) -> None:
+    error = given.parser.error
+    writers = _standard_output(given)
     if len(writers) > 1:
-        top.error(f"{' and '.join(writers)} both write standard output: choose another place, e.g. --console none")
-    if options.snapshot is not None and options.until is None:
-        top.error("--snapshot saves when --until matches: say --until REGEX")
-    if options.restore is not None and (getattr(options, "add", None) or getattr(options, "append", "")):
-        top.error("--add and --append are for a kernel that starts; --restore goes on with one that runs")
+        error(f"{' and '.join(writers)} both write standard output: choose another place for one")
+    if given.no_listen and given.listen is not None:
+        error("--listen lets debuggers in, --no-listen lets none in: leave one out")
+    if given.no_listen and given.wait:
+        error("--wait waits for a debugger, --no-listen lets none in: leave one out")
+    if given.early and not (given.probe or given.probe_file):
+        error("--early is about probes: add --probe or --probe-file")
+    if given.log_file is not None and not given.log:
+        error(f"--log-file says where the log goes: add --log, of {','.join(LOG_TOPICS)}")
+    if given.snapshot is not None and given.until is None:
+        error("--snapshot saves when --until matches: add --until REGEX")
+    if given.restore is not None:
+        for name, value in fresh.items():
+            if value not in (None, "", []):
+                error(f"{name} is for a machine that starts, --restore goes on with a saved one: leave {name} out")
+    _refuse_one_file_twice(given)
+
+
+def _standard_output(given: argparse.Namespace) -> list[str]:
+    """What the user asked to write standard output, each as it was written."""
+    uses = {
+        "--console stdio": given.console == "stdio",
+        "--trace -": given.trace is not None and given.trace.path is None,
+        "--listen -": isinstance(given.listen, Stdio),
+        "--summary -": given.summary == "-",
+    }
+    return [name for name, used in uses.items() if used]
+
+
+def _refuse_one_file_twice(given: argparse.Namespace) -> None:
+    files = {
+        "--console": given.console if isinstance(given.console, Path) else None,
+        "--trace": given.trace.path if given.trace is not None else None,
+        "--snapshot": given.snapshot,
+        "--summary": Path(given.summary) if given.summary not in (None, "-") else None,
+        "--log-file": given.log_file,
+    }
+    seen: dict[Path, str] = {}
+    for name, path in files.items():
+        if path is None or path.is_char_device():  # /dev/null, /dev/stderr take any number of writers
+            continue
+        if path in seen:
+            given.parser.error(f"{seen[path]} and {name} both write {path}: choose another place for one")
+        seen[path] = name

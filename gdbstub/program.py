@@ -1,431 +1,332 @@
-"""One run of a machine as a program: console, debugger's listener, probes, script, summary.
+"""One run of a machine as a program: what `RunOptions` ask for, put together around the machine and carried out.
 
-Rules: trio lives here (with `server`, `cli` and `emu.runner`). The machine is made by the caller; everything here
-hangs off one nursery, and the run ends with the first stop that no debugger takes, or when the user says so.
+Rules: trio lives here. The machine is made by the caller; everything here hangs off one nursery, and the run ends with
+the first stop that no debugger takes, or when the user says so. Whatever can be refused is refused before the guest
+runs its first instruction.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
+import re
 import signal
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
-from typing import IO
 
 import trio
 
 from emu import iface
 from emu.boot import GuestMachine
-from emu.images.initramfs import EXEC_STATUS
+from emu.images.initramfs import EXEC_STATUS, exec_line
 from emu.images.symbolelf import symbol_elf
 from emu.pace import WallPacer
 from emu.runner import Runner, open_runner
-from gdbstub.address import AddressError, Tcp, parse_address
+from gdbstub.address import AddressError, Stdio, Tcp
+from gdbstub.commands import LogTopic, RunOptions
+from gdbstub.console import ConsoleError, Keyboard, serve_tcp, type_in
 from gdbstub.files import FileTree
 from gdbstub.monitor import Monitor, Services
+from gdbstub.outcome import Outcome, judge, summary
+from gdbstub.outputs import Output, open_output, reader_is_gone
 from gdbstub.server import Server
-from gdbstub.services import MachineInspector, NamedSnapshots, TraceText
+from gdbstub.services import MachineInspector, NamedSnapshots, TraceText, disassembler
 from gdbstub.session import Session
-from gdbstub.terminal import HELP, Key, Keys, raw_terminal, say, writer
+from gdbstub.terminal import say, show_status
 from probes.errors import ProbeError
 from probes.manager import Manager
 from probes.trace import Record
 
 EXEC_FILE = "/vmlinux"
-_PORTION = 0x4000
+_STATUS_SECONDS = 0.5
+_LONGEST_LOG_TEXT = 2000  # characters, so that a line is written in one piece; a packet may have 16 Ki
 
 
 class UsageError(Exception):
-    """What the user asked for cannot be done; one line, status 2."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a run ended. `stop` is None where the user ended it."""
-
-    stop: iface.Stop | None
-    status: int
-    text: str
+    """What the user asked for cannot be done; a line, for a probe definition with more below it. Status 2."""
 
 
 class Program:
-    """Runs `machine` as `options` (see `options.parser`) say."""
+    """Runs `machine` as `options` say, once. Made inside trio, for it is told things from the machine's thread."""
 
-    def __init__(self, machine: GuestMachine, options: argparse.Namespace) -> None:
+    def __init__(self, machine: GuestMachine, options: RunOptions) -> None:
         self.machine = machine
         self.options = options
         self.probes = Manager(machine, settled=machine.guest.settled)
         self._ended = trio.Event()
-        self._closing: list[IO[str]] = []
+        self._stop: iface.Stop | None = None  # what ended the run; None: the user
+        self._outputs: list[Output] = []
+        self._log: Callable[[LogTopic, str], None] | None = None
+        self._token = trio.lowlevel.current_trio_token()
 
     # -------------------------------------------------------------------------------------------------- preparing
 
     def prepare(self) -> None:
-        """Everything that can be refused, before anything runs. UsageError, ProbeError."""
+        """Everything that can be refused, before anything runs. UsageError."""
         machine, options = self.machine, self.options
         if options.budget is not None:
             machine.budget_end = machine.instructions + options.budget
-        self._prepare_pace()
+        if options.pace == "real" or (options.pace is None and self._is_for_a_person()):
+            machine.pacer = WallPacer(lambda: machine.clock.now_ns)
         self._prepare_script()
-        self._prepare_trace()
-        self._prepare_log()
+        self._prepare_outputs()
         self._prepare_probes()
 
-    def _prepare_pace(self) -> None:
+    def _is_for_a_person(self) -> bool:
+        """Somebody types, or nothing would ever end a guest that skips its idle time at full speed."""
         options = self.options
-        person = options.console == "stdio" and sys.stdin.isatty()
-        goal = options.until or getattr(options, "execute", None) or options.budget or options.send
-        if options.pace == "real" or (options.pace is None and (person or not goal)):
-            self.machine.pacer = WallPacer(lambda: self.machine.clock.now_ns)
+        return not options.has_goal or (options.console == "stdio" and os.isatty(0))
 
     def _prepare_script(self) -> None:
-        machine, console = self.machine, self.machine.console
-        waiting = list(self.options.send)
-
-        def await_next() -> None:
-            if not waiting:
-                return
-            regex, text = waiting.pop(0)
-
-            def typed(_match: object) -> None:
-                withdraw()
-                machine.devices.uart.receive(text.encode("utf-8", "surrogateescape"))
-                await_next()
-
-            withdraw = console.expect(regex, typed)
-
-        await_next()
-        if self.options.until is not None:
-            console.expect(self.options.until, lambda match: iface.ConsoleMatch(match.string))
-        if getattr(self.options, "execute", None) is not None:
+        options, console = self.options, self.machine.console
+        self._send_next(list(options.sends))
+        if options.until is not None:
+            console.expect(options.until, lambda match: iface.ConsoleMatch(match.string))
+        if options.execute is not None:
             console.expect(EXEC_STATUS.pattern, lambda match: iface.GuestExit(int(match[1])))
 
-    def _prepare_trace(self) -> None:
-        if self.options.trace is None:
+    def _send_next(self, waiting: list[tuple[str, bytes]]) -> None:
+        """Type the first of `waiting` when the console matches, and then go on with the others."""
+        if not waiting:
             return
-        name, kind = self.options.trace
+        (regex, text), later = waiting[0], waiting[1:]
+        console = self.machine.console
+
+        def matched(_match: object) -> None:
+            withdraw()
+            self.machine.devices.uart.receive(text)
+            self._send_next(later)
+
+        withdraw = console.expect(regex, matched)
+        line = console.text.rpartition("\n")[2].replace("\r", "")
+        if len(waiting) == len(self.options.sends) and re.search(regex, line):
+            matched(None)  # the prompt of a restored machine stands there already and is not printed again
+
+    def _prepare_outputs(self) -> None:
+        machine, options = self.machine, self.options
+        if isinstance(options.console, Path):
+            machine.console.sinks.append(self._open(options.console).write)
+        elif options.console == "stdio":
+            machine.console.sinks.append(self._open(None).write)
+        if (target := options.trace) is not None:
+            trace = self._open(target.path)
+            show: Callable[[Record], str] = Record.json if target.format == "jsonl" else Record.text
+            self.probes.trace.subscribe(lambda record: trace.write_line(show(record)))
+        if options.log:
+            self._prepare_log(self._open(options.log_file) if options.log_file is not None else Output(2, void))
+
+    def _open(self, path: Path | None) -> Output:
+        def failed(error: OSError) -> None:
+            if path is not None:
+                say(f"gdbstub: {path}: {error.strerror}; nothing more is written to it")
+            elif not reader_is_gone(error):
+                say(f"gdbstub: standard output: {error.strerror}")
+            if path is None:
+                self._token.run_sync_soon(self.end)
+
         try:
-            file = sys.stdout if name == "-" else Path(name).open("w", encoding="utf-8")  # noqa: SIM115  # closed at the end
+            output = open_output(path, failed)
         except OSError as error:
-            raise UsageError(f"{name}: {error.strerror}") from error
-        if name != "-":
-            self._closing.append(file)
-        show: Callable[[Record], str] = Record.json if kind == "jsonl" else Record.text
+            raise UsageError(f"{path}: {(error.strerror or str(error)).lower()}") from error
+        self._outputs.append(output)
+        return output
 
-        def write(record: Record) -> None:
-            file.write(show(record) + "\n")
-            if file is sys.stdout:
-                file.flush()
-
-        self.probes.trace.subscribe(write)
-
-    def _prepare_log(self) -> None:
-        options, machine = self.options, self.machine
-        if not options.log:
-            return
-        try:
-            file = options.log_file.open("w", encoding="utf-8") if options.log_file else sys.stderr
-        except OSError as error:
-            raise UsageError(f"{options.log_file}: {error.strerror}") from error
-        if options.log_file:
-            self._closing.append(file)
+    def _prepare_log(self, output: Output) -> None:
+        machine, topics = self.machine, self.options.log
 
         def write(topic: str, text: str) -> None:
-            if topic in options.log:
-                file.write(f"{machine.instructions:>14} {topic}: {text}\n")
+            # The count is only read, so that trio's thread may do so too for packets while the guest runs.
+            if topic in topics:
+                cut = f"... ({len(text)} characters)" if len(text) > _LONGEST_LOG_TEXT else ""
+                output.write_line(f"{machine.instructions:>14} {topic}: {text[:_LONGEST_LOG_TEXT]}{cut}")
 
         self._log = write
-        if options.log & {"int", "syscall"}:
+        if topics & {"int", "syscall"}:
             machine.log = write
-        if "io" in options.log:
+        if "io" in topics:
             machine.devices.bus.log = lambda way, port, size, value: write(
                 "io", f"{way} {port:#x} {value:#0{2 + 2 * size}x}"
             )
 
     def _prepare_probes(self) -> None:
         guest, probes = self.machine.guest, self.probes
-        definitions = [*self.options.probe]
-        for path in self.options.probe_file:
-            try:
-                lines = path.read_text(encoding="utf-8").splitlines()
-            except (OSError, UnicodeDecodeError) as error:
-                raise UsageError(f"{path}: {error}") from error
-            definitions += [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
         later = not guest.settled and not self.options.early
-        names = set()
-        for definition in definitions:
+        names: set[str] = set()
+        for source, definition in self._definitions():
             before = {status.name for status in probes.status()}
-            for line in probes.add("kprobe", definition, {"disabled": later})[1:]:
+            try:
+                said = probes.add("kprobe", definition, {"disabled": later})
+            except ProbeError as error:
+                first, *more = error.lines()
+                raise UsageError("\n".join((f"{source}: {first}", *more))) from error
+            for line in said[1:]:
                 say(line)
             names |= {status.name for status in probes.status()} - before
 
         def settle() -> None:
             probes.settled = True
             for name in sorted(names) if later else ():
-                probes.enable(name)
+                try:
+                    probes.enable(name)
+                except ProbeError as error:
+                    say(f"gdbstub: {name} is not armed: {error.lines()[0]}")
 
         guest.on_settled(settle)
+
+    def _definitions(self) -> list[tuple[str, str]]:
+        """(where it was written, definition) of --probe and --probe-file."""
+        found = [("--probe", definition) for definition in self.options.probes]
+        for path in self.options.probe_files:
+            try:
+                lines = path.read_text(encoding="utf-8").splitlines()
+            except OSError as error:
+                raise UsageError(f"{path}: {(error.strerror or str(error)).lower()}") from error
+            except UnicodeDecodeError as error:
+                raise UsageError(f"{path}: not a text file, at offset {error.start:#x}") from error
+            for number, line in enumerate(lines, start=1):
+                if line.strip() and not line.lstrip().startswith("#"):
+                    found.append((f"{path}:{number}", line))
+        return found
 
     # ---------------------------------------------------------------------------------------------------- running
 
     async def run(self) -> Outcome:
-        """Until the guest ends or the user does. UsageError where a listener or the console cannot be had."""
-        options = self.options
+        """Until the guest ends or the user does. UsageError where a listener, the console or a file cannot be had."""
         try:
-            async with open_runner(self.machine, paused=True) as runner, trio.open_nursery() as nursery:
-                nursery.start_soon(self._watch_signals)
-                if options.listen is not None:
-                    await self._listen(nursery, runner)
-                await self._open_console(nursery, runner)
-                if getattr(options, "execute", None) is not None and options.restore is not None:
-                    from emu.images.initramfs import exec_line
-
-                    await runner.call(self.machine.devices.uart.receive, exec_line(options.execute).encode())
-                if not options.wait:
-                    runner.resume()
-                outcome = await self._until_end(runner)
-                nursery.cancel_scope.cancel()
-        except* (AddressError, UsageError) as group:
-            first: BaseException = group
-            while isinstance(first, BaseExceptionGroup):
-                first = first.exceptions[0]
-            raise UsageError(str(first)) from None
+            with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+                async with open_runner(self.machine, paused=True) as runner, trio.open_nursery() as nursery:
+                    nursery.start_soon(self._watch_signals, signals)
+                    nursery.start_soon(self._watch_guest, runner)
+                    await self._start(nursery, runner)
+                    await self._ended.wait()
+                    outcome = await runner.call(self._finish)
+                    nursery.cancel_scope.cancel()
+            return outcome
+        except* (AddressError, ConsoleError, UsageError) as group:
+            raise UsageError(str(_first(group))) from group
         finally:
-            for file in self._closing:
-                file.close()
-        return outcome
+            show_status("")
+            for output in self._outputs:
+                output.close()
 
-    async def _until_end(self, runner: Runner) -> Outcome:
-        stop: iface.Stop | None = None
-        async with trio.open_nursery() as nursery:
-
-            async def wait_stop() -> None:
-                nonlocal stop
-                stop = await runner.wait_stop()
-                nursery.cancel_scope.cancel()
-
-            nursery.start_soon(wait_stop)
-            await self._ended.wait()
-            nursery.cancel_scope.cancel()
-        return await runner.call(self._finish, stop)
-
-    def _finish(self, stop: iface.Stop | None) -> Outcome:
-        options = self.options
-        if isinstance(stop, iface.ConsoleMatch) and options.snapshot is not None:
-            try:
-                self.machine.save(options.snapshot)
-            except OSError as error:
-                raise UsageError(f"{options.snapshot}: {error.strerror}") from error
-        status, text = judge(stop, self.machine.guest.crashed)
-        if options.summary is not None:
-            self._write_summary(stop, status)
-        return Outcome(stop, status, text)
-
-    def _write_summary(self, stop: iface.Stop | None, status: int) -> None:
-        machine = self.machine
-        read = machine.registers.read
-        names = machine.registers.arch.names
-        summary = {
-            "stop": "user" if stop is None else type(stop).__name__,
-            "exit": status,
-            "instructions": machine.instructions,
-            "virtual_ns": machine.clock.now_ns,
-            "ram_sha256": machine.ram_sha256(),
-            "cpu": {name: hex(read(name)) for name in names[: names.index("eflags") + 1]},
-            "probes": [
-                {"name": p.name, "kind": p.kind, "symbol": p.symbol, "hits": p.hits, "missed": p.missed}
-                for p in self.probes.status()
-            ],
-        }
-        text = json.dumps(summary, indent=1) + "\n"
-        if self.options.summary == "-":
-            sys.stdout.write(text)
-            return
-        try:
-            Path(self.options.summary).write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise UsageError(f"{self.options.summary}: {error.strerror}") from error
+    async def _start(self, nursery: trio.Nursery, runner: Runner) -> None:
+        options, machine = self.options, self.machine
+        server = self._server(runner)
+        if options.listen is not None:
+            await nursery.start(partial(server.serve, options.listen, say))
+        if isinstance(options.console, Tcp):
+            await nursery.start(serve_tcp, options.console, machine, runner)
+        elif options.console == "stdio":
+            nursery.start_soon(Keyboard(machine, runner, self.end, partial(_interrupt, server)).run)
+        elif not self._writes_terminal():
+            nursery.start_soon(self._show_status, runner)
+        if options.execute is not None and options.restore is not None:
+            nursery.start_soon(type_in, machine, runner, exec_line(options.execute).encode("utf-8", "surrogateescape"))
+        if not options.wait:
+            runner.resume()
 
     def end(self) -> None:
-        """End the run as the user's wish. From the trio thread."""
+        """End the run as the user's wish, even where the guest waits for somebody to read what it prints."""
+        for output in self._outputs:
+            output.give_up()
         self._ended.set()
 
-    async def _watch_signals(self) -> None:
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            async for _ in signals:
-                self.end()
+    async def _watch_signals(self, signals: AsyncIterator[int]) -> None:
+        async for _ in signals:
+            self.end()
+
+    async def _watch_guest(self, runner: Runner) -> None:
+        self._stop = await runner.wait_stop()
+        self._ended.set()
+
+    def _finish(self) -> Outcome:
+        """The machine's thread, after the last instruction."""
+        stop, options = self._stop, self.options
+        try:
+            if isinstance(stop, iface.ConsoleMatch) and options.snapshot is not None:
+                self.machine.save(options.snapshot)
+            outcome = judge(stop, self.machine.guest.crashed)
+            if options.summary is not None:
+                text = summary(self.machine, self.probes.status(), outcome)
+                if options.summary == "-":
+                    Output(1, void).write(text.encode())
+                else:
+                    Path(options.summary).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"{error.filename}: {(error.strerror or str(error)).lower()}") from error
+        return outcome
+
+    def _writes_terminal(self) -> bool:
+        return isinstance(self.options.listen, Stdio) or (
+            self.options.trace is not None and self.options.trace.path is None
+        )
+
+    async def _show_status(self, runner: Runner) -> None:
+        """Where the console goes elsewhere, a line on the terminal says how far the guest is."""
+        while os.isatty(2):
+            await trio.sleep(_STATUS_SECONDS)
+            instructions, now_ns = await runner.call(lambda: (self.machine.instructions, self.machine.clock.now_ns))
+            show_status(f"{instructions / 1e6:,.0f} M instructions, {now_ns / 1e9:.1f} s of the guest's time")
 
     # -------------------------------------------------------------------------------------------------- debuggers
 
-    async def _listen(self, nursery: trio.Nursery, runner: Runner) -> None:
-        machine, guest = self.machine, self.machine.guest
-        token = trio.lowlevel.current_trio_token()
-        services = Services(
-            machine=machine,
-            probes=self.probes,
-            trace=TraceText(self.probes.trace),
-            inspector=MachineInspector(machine, self.probes),
-            snapshots=NamedSnapshots(machine),
-            quit=lambda: token.run_sync_soon(self.end),
+    def _server(self, runner: Runner) -> Server:
+        machine = self.machine
+        monitor = Monitor(
+            Services(
+                machine=machine,
+                probes=self.probes,
+                trace=TraceText(self.probes.trace),
+                inspector=MachineInspector(machine, self.probes),
+                snapshots=NamedSnapshots(machine),
+                disassemble=disassembler(machine),
+                quit=lambda: self._token.run_sync_soon(self.end),
+            )
         )
-        monitor = Monitor(services)
-        files = FileTree({})
-        if len(machine.symbols):
-
-            def build() -> bytes:
-                return symbol_elf(
-                    machine.symbols,
-                    bits=guest.bits,
-                    sections=guest.sections,
-                    build_id=guest.build_id,
-                    frames=guest.frames(),
-                )
-
-            files = FileTree({EXEC_FILE: build}, exec_file=EXEC_FILE)
+        files = self._files()
 
         def new_session(wake: Callable[[], None]) -> Session:
             return Session(machine, machine.registers.arch, files=files, monitor=monitor, wake=wake)
 
-        server = Server(runner, new_session, on_kill=self.end, report=say, waiting=self.options.wait)
-        await nursery.start(partial(server.serve, self.options.listen, say))
+        log = partial(self._log, "rsp") if self._log is not None else None
+        return Server(runner, new_session, on_kill=self.end, report=say, waiting=self.options.wait, log=log)
 
-    # ---------------------------------------------------------------------------------------------------- console
+    def _files(self) -> FileTree:
+        """What a debugger may read: the guest's symbols as an ELF file, made when the first one asks."""
+        machine, guest = self.machine, self.machine.guest
+        if not len(machine.symbols):
+            return FileTree({})
 
-    async def _open_console(self, nursery: trio.Nursery, runner: Runner) -> None:
-        where, console = self.options.console, self.machine.console
-        if where == "none":
-            return
-        if where == "stdio":
-            token = trio.lowlevel.current_trio_token()
-            console.sinks.append(writer(1, lambda: token.run_sync_soon(self.end)))
-            if str(self.options.listen) != "standard input and output":
-                nursery.start_soon(self._keyboard, runner)
-            return
-        if (address := _tcp(where)) is not None:
-            await nursery.start(self._serve_console, address, runner)
-            return
-        try:
-            file = Path(where).open("wb", buffering=0)  # noqa: SIM115  # the process's end closes it
-        except OSError as error:
-            raise UsageError(f"{where}: {error.strerror}") from error
-        console.sinks.append(lambda data: void(file.write(data)))
+        def build() -> bytes:
+            return symbol_elf(
+                machine.symbols,
+                bits=guest.bits,
+                sections=guest.sections,
+                build_id=guest.build_id,
+                frames=guest.frames(),
+            )
 
-    async def _keyboard(self, runner: Runner) -> None:
-        keys = Keys()
-        with raw_terminal(0):
-            while True:
-                data = await trio.to_thread.run_sync(os.read, 0, _PORTION, abandon_on_cancel=True)
-                if not data:
-                    return
-                if not os.isatty(0):
-                    await runner.call(self.machine.devices.uart.receive, data)
-                    continue
-                for part in keys.take(data):
-                    await self._key(part, runner)
-
-    async def _key(self, part: bytes | Key, runner: Runner) -> None:
-        if isinstance(part, bytes):
-            await runner.call(self.machine.devices.uart.receive, part)
-        elif part is Key.END:
-            self.end()
-        elif part is Key.INTERRUPT:
-            runner.interrupt()
-        else:
-            say(HELP)
-
-    async def _serve_console(
-        self, address: Tcp, runner: Runner, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-    ) -> None:
-        """The console for one client at a time; what is printed while nobody is there is lost."""
-        try:
-            listeners = await trio.open_tcp_listeners(address.port, host=address.host)
-        except OSError as error:
-            raise UsageError(f"console at {address}: {error.strerror}") from error
-        say(f"console on {address.host}:{listeners[0].socket.getsockname()[1]}")
-        task_status.started()
-        await trio.serve_listeners(partial(self._console_client, runner), listeners)
-
-    async def _console_client(self, runner: Runner, stream: trio.SocketStream) -> None:
-        sender, receiver = trio.open_memory_channel[bytes](1 << 16)
-        token = trio.lowlevel.current_trio_token()
-
-        def sink(data: bytes) -> None:
-            token.run_sync_soon(_offer, sender, data)
-
-        self.machine.console.sinks.append(sink)
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_forward, receiver, stream)
-                async for data in stream:
-                    await runner.call(self.machine.devices.uart.receive, bytes(data))
-                nursery.cancel_scope.cancel()
-        except* (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # the client went away
-        finally:
-            self.machine.console.sinks.remove(sink)
+        return FileTree({EXEC_FILE: build}, exec_file=EXEC_FILE)
 
 
-def _offer(sender: trio.MemorySendChannel[bytes], data: bytes) -> None:
-    try:
-        sender.send_nowait(data)
-    except (trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError):
-        return  # a client that does not read loses text, the guest loses no time
+def _interrupt(server: Server) -> None:
+    if not server.interrupt():
+        say("no debugger is waiting for the guest to stop")
 
 
-async def _forward(receiver: trio.MemoryReceiveChannel[bytes], stream: trio.SocketStream) -> None:
-    async for data in receiver:
-        await stream.send_all(data)
-
-
-def _tcp(text: str) -> Tcp | None:
-    """HOST:PORT, but no path that happens to have a colon."""
-    if "/" in text or ":" not in text:
-        return None
-    try:
-        address = parse_address(text)
-    except AddressError:
-        return None
-    return address if isinstance(address, Tcp) else None
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def void(_: object) -> None:
-    """For callables whose result nobody wants."""
+    """For callables whose argument nobody wants."""
 
 
-def judge(stop: iface.Stop | None, crashed: bool) -> tuple[int, str]:
-    """(exit status, one line for the user) of how a run ended."""
-    match stop:
-        case None:
-            return 3 if crashed else 0, ""
-        case iface.ConsoleMatch(text=text):
-            return 0, f"matched: {text.strip()}"
-        case iface.GuestExit(status=status):
-            return status, f"the guest ended with status {status}"
-        case iface.PowerOff():
-            return 3 if crashed else 0, "the guest powered off"
-        case iface.Reset():
-            return 3 if crashed else 0, "the guest reset the machine"
-        case iface.Panic(pc=pc, message=message):
-            return 3, f"the guest panicked at {pc:#x}: {message}"
-        case iface.TripleFault(pc=pc, vector=vector):
-            return 3, f"triple fault at {pc:#x}, begun by vector {vector}"
-        case iface.Budget(instructions=count):
-            return 1, f"the budget is used up at instruction {count:,}"
-        case iface.Halted(pc=pc, reason=reason):
-            return 1, f"halted for good at {pc:#x}: {reason}"
-        case iface.Defect(report=report):
-            return 4, f"a defect of gdbstub; please report this:\n{report}"
-        case iface.Breakpoint(pc=pc) | iface.Step(pc=pc) | iface.Interrupted(pc=pc):
-            return 0, f"stopped at {pc:#x}"
-
-
-def run_program(machine: GuestMachine, options: argparse.Namespace) -> Outcome:
-    """Prepare and run. UsageError and ProbeError say what was wrong with the command line."""
+def run_program(machine: GuestMachine, options: RunOptions) -> Outcome:
+    """Prepare and run. UsageError says what was wrong with the command line."""
 
     async def main() -> Outcome:
         program = Program(machine, options)
@@ -433,6 +334,3 @@ def run_program(machine: GuestMachine, options: argparse.Namespace) -> Outcome:
         return await program.run()
 
     return trio.run(main)
-
-
-__all__ = ["Outcome", "ProbeError", "Program", "UsageError", "judge", "run_program"]

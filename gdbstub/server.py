@@ -48,8 +48,8 @@ class Server:
     """All connections to one machine.
 
     `new_session` is called for each; `on_kill` when a debugger ends the machine (`kill`); `report` gets the text of a
-    defect of ours, which costs no more than its connection. With `waiting`, one hold of the runner's is given back when
-    the first debugger has come: the guest has been standing still for it.
+    defect of ours, which costs no more than its connection; `log`, where given, each packet with its direction. With
+    `waiting`, one hold of the runner's is given back when the first debugger has come: the guest stands still for it.
     """
 
     def __init__(
@@ -60,11 +60,13 @@ class Server:
         on_kill: Callable[[], None],
         report: Callable[[str], None],
         waiting: bool = False,
+        log: Callable[[str], None] | None = None,
     ) -> None:
         self.runner = runner
         self.new_session = new_session
         self.on_kill = on_kill
         self.report = report
+        self.log = log
         self.debugger: Connection | None = None
         self._waiting = waiting
 
@@ -106,6 +108,13 @@ class Server:
             self._waiting = False
             self.runner.resume()
 
+    def interrupt(self) -> bool:
+        """Ctrl-C on the debugger's behalf; False where none is waiting for the guest to stop."""
+        if self.debugger is None or not self.debugger.waits:
+            return False
+        self.runner.interrupt()
+        return True
+
 
 class Connection:
     """One client. A task reads it; while the guest runs for it, another carries that out and sends the reply."""
@@ -124,6 +133,11 @@ class Connection:
             self._session.rival = server.debugger.peer
         self._resuming = False  # a stop reply is owed
         self._nursery: trio.Nursery
+
+    @property
+    def waits(self) -> bool:
+        """Whether the guest runs for this client, which is owed a stop reply."""
+        return self._resuming
 
     async def serve(self) -> None:
         """Until the client closes, is refused, or sends what we fail at. Leaves nothing of it in the machine."""
@@ -152,8 +166,10 @@ class Connection:
         """Carry out one event; False where the connection is over."""
         match event:
             case Packet(payload):
+                self._log("->", payload)
                 return await self._packet(payload)
             case Interrupt():
+                self._log("->", b"\x03")
                 if self._resuming:
                     self._runner.interrupt()
             case BadChecksum():
@@ -215,6 +231,8 @@ class Connection:
     async def _send(self, *payloads: bytes) -> None:
         """Acknowledgements that are due, and these packets, in one piece."""
         async with self._sending:
+            for payload in payloads:
+                self._log("<-", payload)
             data = b"".join([*map(self._codec.reply, payloads), self._codec.acknowledgements()])
             if data:
                 await self._stream.send_all(data)
@@ -251,6 +269,11 @@ class Connection:
                 self._runner.resume()
         if self._server.debugger is self:
             self._server.debugger = None
+
+    def _log(self, direction: str, payload: bytes) -> None:
+        """Seen from the debugger: what it sends goes ->; bytes that are no printable ASCII are shown as escapes."""
+        if self._server.log is not None:
+            self._server.log(f"{direction} {self.peer} {payload.decode('latin-1').encode('unicode_escape').decode()}")
 
     def _busy(self) -> str:
         debugger = self._server.debugger

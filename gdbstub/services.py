@@ -11,12 +11,14 @@ from dataclasses import dataclass
 
 from emu.boot import GuestMachine
 from emu.iface import MachineError
+from emu.insn import MAX_INSN_SIZE, InvalidInstruction, decode
 from emu.paging import Page, mappings
-from emu.snapshot import Snapshot
+from emu.snapshot import CHUNK, Snapshot
 from probes.manager import Manager
 from probes.trace import Record, TraceRing
 
 _MAX_LINES = 4_000  # of one reply
+_MAX_INSTRUCTIONS = 1_000  # of one disassembly
 _MAX_SNAPSHOTS = 8  # each may hold as much as the guest's RAM
 
 
@@ -118,6 +120,26 @@ class MachineInspector:
         ]
 
 
+def disassembler(machine: GuestMachine) -> Callable[[int, int], Sequence[str]]:
+    """What `xp/i` is made of: `count` instructions from a physical address on, as the processor's mode is now."""
+
+    def disassemble(paddr: int, count: int) -> Sequence[str]:
+        lines = []
+        for _ in range(min(count, _MAX_INSTRUCTIONS)):
+            room = max(machine.ram.size - paddr, 1)  # so that an address beyond RAM is refused like any other
+            data = machine.memory.read_physical(paddr, min(MAX_INSN_SIZE, room))
+            try:
+                insn = decode(data, paddr, machine.bits)
+            except InvalidInstruction:
+                lines.append(f"{paddr:016x}: (bad)")
+                break
+            lines.append(f"{paddr:016x}: {insn.text}")
+            paddr = insn.end
+        return lines
+
+    return disassemble
+
+
 def _rights(page: Page) -> str:
     return ("u" if page.user else "-") + "r" + ("w" if page.writable else "-") + ("x" if page.executable else "-")
 
@@ -154,7 +176,7 @@ class NamedSnapshots:
 
     def list(self) -> Sequence[str]:
         return [
-            f"{name}  instruction {snapshot.state['instructions']:,}  {len(snapshot.ram) * 64 >> 10} MiB"
+            f"{name}  instruction {snapshot.state['instructions']:,}  {len(snapshot.ram) * CHUNK >> 20} MiB"
             for name, snapshot in sorted(self._kept.items())
         ] or ["no snapshots"]
 

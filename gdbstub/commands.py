@@ -1,0 +1,106 @@
+"""What a command line asks for, as values: one class a command, and `RunOptions` for those that run a machine.
+
+Rules: standard library and `gdbstub.address`; nothing of argparse, nothing is opened. Made by `options.parse`, carried
+out by `cli` and `program`; scripts and tests may make them by hand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from gdbstub.address import Address, Tcp
+
+ConsolePlace: TypeAlias = Literal["stdio", "none"] | Path | Tcp
+TraceFormat: TypeAlias = Literal["text", "jsonl"]
+LogTopic: TypeAlias = Literal["int", "syscall", "io", "rsp"]
+
+
+@dataclass(frozen=True, slots=True)
+class TraceTarget:
+    """Where trace records go as they come; `path` None is standard output."""
+
+    path: Path | None
+    format: TraceFormat = "text"
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How a machine is run, whatever it was made from. `listen` None lets no debugger in."""
+
+    listen: Address | None = None
+    wait: bool = False
+    probes: tuple[str, ...] = ()
+    probe_files: tuple[Path, ...] = ()
+    early: bool = False
+    trace: TraceTarget | None = None
+    console: ConsolePlace = "none"
+    sends: tuple[tuple[str, bytes], ...] = ()
+    """(regular expression to wait for, bytes to type), in order."""
+    until: str | None = None
+    budget: int | None = None
+    pace: Literal["real", "none"] | None = None
+    execute: str | None = None
+    snapshot: Path | None = None
+    restore: Path | None = None
+    summary: str | None = None
+    """A path, or "-" for standard output."""
+    log: frozenset[LogTopic] = frozenset()
+    log_file: Path | None = None
+
+    @property
+    def has_goal(self) -> bool:
+        """Whether the run ends by itself, with nobody there."""
+        return self.until is not None or self.execute is not None or self.budget is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Boot:
+    """A Linux kernel: a file, or the name of one that can be fetched."""
+
+    run: RunOptions
+    kernel: str = "amd64"
+    initrd: Path | None = None
+    append: str = ""
+    memory: int | None = None
+    add: tuple[tuple[Path, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Any other image; `embedded` and `embedded32` name our own small kernel. Empty where `run.restore` is given."""
+
+    run: RunOptions
+    image: str = ""
+    base: int | None = None
+    entry: int | None = None
+    bits: int | None = None
+    memory: int | None = None
+    initrd: Path | None = None
+    append: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """A kernel and BusyBox into the cache; `show` prints where they are."""
+
+    architecture: str = "amd64"
+    package: str | None = None
+    show: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MonitorCommand:
+    """A monitor command for the stub at `address`."""
+
+    address: Address
+    text: str = "help"
+
+
+@dataclass(frozen=True, slots=True)
+class Demo:
+    """The guided main job, which takes no options."""
+
+
+Command: TypeAlias = Boot | Load | Fetch | MonitorCommand | Demo

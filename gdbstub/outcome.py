@@ -1,0 +1,82 @@
+"""How a run ended: the exit status, a line for the user, the summary.
+
+Rules: between runs, in the machine's thread; nothing is opened or written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from emu import iface
+from emu.boot import GuestMachine
+from probes.manager import EventStatus
+
+SUCCESS: Final = 0
+NOT_REACHED: Final = 1
+USAGE: Final = 2
+CRASHED: Final = 3
+DEFECT: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """`stop` is None where the user ended the run; `text` is empty where there is nothing to say."""
+
+    stop: iface.Stop | None
+    status: int
+    text: str
+
+
+def judge(stop: iface.Stop | None, crashed: bool) -> Outcome:
+    """What a stop means for who started the run; `crashed`: the guest's kernel has entered its panic at some time."""
+    status, text = _judge(stop)
+    if crashed and not isinstance(stop, iface.ConsoleMatch | iface.GuestExit | iface.Defect):
+        status = CRASHED
+    return Outcome(stop, status, text)
+
+
+def _judge(stop: iface.Stop | None) -> tuple[int, str]:
+    match stop:
+        case None:
+            return SUCCESS, ""
+        case iface.ConsoleMatch(text=text):
+            return SUCCESS, f"matched: {text.strip()}"
+        case iface.GuestExit(status=status):
+            return status, f"the guest ended with status {status}"
+        case iface.PowerOff():
+            return SUCCESS, "the guest powered off"
+        case iface.Reset(requested=requested):
+            return (SUCCESS, "the guest reset the machine") if requested else (CRASHED, "the guest reset unasked")
+        case iface.Panic(pc=pc, message=message):
+            return CRASHED, f"the guest panicked at {pc:#x}: {message}"
+        case iface.TripleFault(pc=pc, vector=vector):
+            return CRASHED, f"triple fault at {pc:#x}, begun by vector {vector}"
+        case iface.Budget(instructions=count):
+            return NOT_REACHED, f"the budget is used up at instruction {count:,}"
+        case iface.Halted(pc=pc, reason=reason):
+            return NOT_REACHED, f"halted for good at {pc:#x}: {reason}"
+        case iface.Defect(report=report):
+            return DEFECT, f"a defect of gdbstub; please report this:\n{report}"
+        case iface.Breakpoint(pc=pc) | iface.Step(pc=pc) | iface.Interrupted(pc=pc):
+            return SUCCESS, f"stopped at {pc:#x}"
+
+
+def summary(machine: GuestMachine, probes: Sequence[EventStatus], outcome: Outcome) -> str:
+    """The JSON of --summary. The processor is its general registers, program counter and flags, in hexadecimal."""
+    names = machine.registers.arch.names
+    names = names[: names.index("eflags") + 1]
+    fields = {
+        "stop": "user" if outcome.stop is None else type(outcome.stop).__name__,
+        "exit": outcome.status,
+        "instructions": machine.instructions,
+        "virtual_ns": machine.clock.now_ns,
+        "ram_sha256": machine.ram_sha256(),
+        "cpu": {name: hex(value) for name, value in zip(names, machine.registers.read_many(names), strict=True)},
+        "probes": [
+            {"name": p.name, "kind": p.kind, "symbol": p.symbol, "hits": p.hits, "missed": p.missed} for p in probes
+        ],
+    }
+    return json.dumps(fields, indent=1) + "\n"
