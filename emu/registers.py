@@ -117,7 +117,7 @@ class GuestRegisters:
     def _read_extended(self, name: str) -> int:
         engine = self._engine
         if name.startswith("st") and name[2:].isdigit():
-            mantissa, exponent = engine.read_register(f"ST{int(name[2:])}")
+            mantissa, exponent = engine.read_register(self._stack_register(name))
             return int(mantissa) | int(exponent) << 64
         if name.startswith("xmm") and name[3:].isdigit():
             return int(engine.read_register(name.upper()))
@@ -131,7 +131,7 @@ class GuestRegisters:
         engine, cpu = self._engine, self._cpu
         cpu.push()
         if name.startswith("st") and name[2:].isdigit():
-            engine.write_register(f"ST{int(name[2:])}", (value & _U64, value >> 64))
+            engine.write_register(self._stack_register(name), (value & _U64, value >> 64))
         elif name.startswith("xmm") and name[3:].isdigit():
             engine.write_register(name.upper(), value)
         elif name == "mxcsr":
@@ -141,3 +141,9 @@ class GuestRegisters:
         else:
             engine.write_register(_X87[name], value & _U32)
         cpu.pull()
+
+    def _stack_register(self, name: str) -> str:
+        """The engine's name of st(i). Unicorn 2.1's own ST0 .. ST7 give 64 bits; FP0 .. FP7 are whole, but physical:
+        st(i) is the i-th from TOP, bits 11 to 13 of the status word (SDM vol. 1, 8.1.2)."""
+        top = int(self._engine.read_register("FPSW")) >> 11
+        return f"FP{(top + int(name[2:])) & 7}"
