@@ -8,7 +8,7 @@ tables) or `paddr` (physical); sizes are bytes; `instructions` are retired guest
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -370,11 +370,24 @@ class Machine(Protocol):
         """From any thread: the run in progress, or the next one, ends with Interrupted."""
         ...
 
-    def insert_breakpoint(self, vaddr: int, hardware: bool = False) -> None:
-        """Idempotent; an address that is not mapped yet waits until it is."""
+    def insert_breakpoint(
+        self, vaddr: int, hardware: bool = False, condition: Callable[[], bool] | None = None
+    ) -> None:
+        """Idempotent; an address that is not mapped yet waits until it is.
+
+        `condition` is asked at each hit, with the processor as it is there; False lets the guest go on. The last one
+        given counts.
+        """
         ...
 
     def remove_breakpoint(self, vaddr: int, hardware: bool = False) -> None: ...
+
+    def follow(self, call: Callable[[], bool]) -> None:
+        """From a trap handler: `call` is asked after each instruction, this one first, until it says False.
+
+        The processor is between instructions then, as `registers` shows it; interrupts come as they would.
+        """
+        ...
 
     def uncount(self, instructions: int) -> None:
         """Inside a trap handler: take instructions of ours (an int3, a jump back) off the clock."""

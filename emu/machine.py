@@ -28,6 +28,7 @@ from emu.iface import (
     Halted,
     Interrupted,
     MachineError,
+    MemoryFault,
     PowerOff,
     Reset,
     Step,
@@ -37,6 +38,7 @@ from emu.iface import (
     Verdict,
 )
 from emu.images.plan import Image
+from emu.insn import MAX_INSN_SIZE, InvalidInstruction, decode
 from emu.memory import GuestMemory
 from emu.ram import Ram
 from emu.registers import GuestRegisters
@@ -48,9 +50,11 @@ from emu.window import SlotWindow
 
 SLICE = 250_000  # instructions between looks at `request_stop`: 5 to 10 ms
 POLL = 128  # instructions between looks at IF while an interrupt is pending
+FEW_HOOKS = 8  # PC hooks for breakpoints with conditions; each more slows every instruction
 IDLE_TIMERS = 10_000  # timers that may fire in HLT without an interrupt before it counts as halted for good
 
 Watch = Callable[[], Stop | None]
+Condition = Callable[[], bool]
 
 
 class Pacer(Protocol):
@@ -94,6 +98,8 @@ class Machine:
         self._blank = True  # RAM is zero
         self._debugger = object()
         self._hardware: set[int] = set()
+        self._conditions: dict[tuple[int, bool], Condition] = {}
+        self._followers: list[Condition] = []
         self._watches: dict[int, Watch] = {}
         self._stop: Stop | None = None
         self._stop_requested = False
@@ -188,6 +194,7 @@ class Machine:
         self.devices.load(state["devices"])
         self._poll_at, self.halted = state["poll_at"], state["halted"]
         self._stop, self._passed, self._in_place, self._skip_breakpoint = None, None, None, None
+        self._followers.clear()
         self.console.reset(state["console"])
         self.window.forget()
         self.text.rearm()
@@ -233,7 +240,10 @@ class Machine:
                 return Interrupted(self.cpu.linear_pc)
             if done() and not self.window.contains(self.cpu.pc):
                 return Budget(self.clock.instructions)
+            before = self.clock.instructions
             self._advance(end)
+            if self._followers and self.clock.instructions > before and not self.window.contains(self.cpu.pc):
+                self._followers = [call for call in self._followers if call()]
         stop, self._stop = self._stop, None
         return stop
 
@@ -261,7 +271,7 @@ class Machine:
             self._step_over(place)
             return
         now = self.clock.instructions
-        limit = now + SLICE
+        limit = now + (1 if self._followers else SLICE)
         event = self._next_event()
         if event is not None and event < limit:
             limit = event
@@ -423,23 +433,44 @@ class Machine:
         finally:
             self.text.settle(place)
 
-    def insert_breakpoint(self, vaddr: int, hardware: bool = False) -> None:
-        """Idempotent. An address that is not mapped yet is watched without memory, so it waits until it is."""
+    def insert_breakpoint(self, vaddr: int, hardware: bool = False, condition: Condition | None = None) -> None:
+        """Idempotent; the last `condition` counts. An address that is not mapped yet is watched without memory, so it
+        waits until it is; so is, among few, one with a condition, as the guest then goes on inside the engine."""
+        self._conditions.pop((vaddr, hardware), None)
+        if condition is not None:
+            self._conditions[vaddr, hardware] = condition
         if vaddr in self._hardware or self._debugger in self.text.owners(vaddr):
             return
         mapped = self.memory.translate(vaddr) is not None
-        self.text.arm(vaddr, self._debugger, BackEnd.INT3 if mapped and not hardware else BackEnd.HOOK)
+        quick = condition is not None and len(self._conditions) <= FEW_HOOKS and not self._repeats(vaddr)
+        self.text.arm(vaddr, self._debugger, BackEnd.INT3 if mapped and not hardware and not quick else BackEnd.HOOK)
         if hardware:
             self._hardware.add(vaddr)
 
     def remove_breakpoint(self, vaddr: int, hardware: bool = False) -> None:
         self.text.disarm(vaddr, self._debugger)
         self._hardware.discard(vaddr)
+        self._conditions.pop((vaddr, hardware), None)
 
     def remove_breakpoints(self) -> None:
         """All of a debugger's: it went away."""
+        self._conditions.clear()
         self.text.disarm_all(self._debugger)
         self._hardware.clear()
+
+    def _repeats(self, vaddr: int) -> bool:
+        """A string instruction under rep stands there, before each iteration of which a PC hook would come."""
+        try:
+            insn = decode(self.memory.read(vaddr, MAX_INSN_SIZE), vaddr, self.bits)
+        except (MemoryFault, InvalidInstruction):
+            return False
+        return insn.map == 0 and bool({0xF2, 0xF3}.intersection(insn.prefixes))
+
+    def follow(self, call: Condition) -> None:
+        """See iface.Machine.follow."""
+        self._followers.append(call)
+        if self.cpu.running:
+            self.engine.stop_here()
 
     def watch(self, vaddr: int, call: Watch, paddr: int | None = None) -> Callable[[], None]:
         """Have `call` asked each time the guest is about to execute `vaddr`; a Stop it returns ends the run.
@@ -581,7 +612,9 @@ class Machine:
             if owner is self._debugger:
                 if self._skip_breakpoint == pc:
                     continue
-                return Breakpoint(pc, pc in self._hardware)
+                if self._holds(place, pc in self._hardware):
+                    return Breakpoint(pc, pc in self._hardware)
+                continue
             if isinstance(owner, _Return):
                 stop = owner.call()
                 if stop is not None:
@@ -595,6 +628,10 @@ class Machine:
         verdict = self.trap_client.on_break(self.cpu, pc, place.back_end)
         self.handler_ns += time.perf_counter_ns() - began
         return None if verdict is Verdict.NOT_MINE else verdict
+
+    def _holds(self, place: Place, hardware: bool) -> bool:
+        condition = self._conditions.get((place.vaddr, hardware))
+        return condition is None or condition()
 
     def _on_pc_hook(self, pc: int) -> None:
         """Before the instruction at `pc`, without an int3. It is counted already and executes when this returns."""
