@@ -214,15 +214,18 @@ def _start_image(image: Image, title: str, memory: int) -> GuestMachine:
 
 
 def _sections(symbols: Sequence[Symbol]) -> tuple[Section, ...]:
-    """What the symbols span: gdb knows a name's type by the section it is in."""
+    """What the symbols span: gdb knows a name's type by the section it is in. What lies amid code counts as code."""
     text = [s for s in symbols if s.kind in "Tt"]
     data = [s for s in symbols if s.kind in "DdBbRr"]
-    found = []
-    for name, members, writable in ((".text", text, False), (".data", data, True)):
+    start = min((s.address for s in text), default=0)
+    end = max((s.address + max(s.size, 1) for s in text), default=0)
+    found = [Section(".text", start, end - start, False, True)] if text else []
+    below, above = [s for s in data if s.address < start], [s for s in data if s.address >= end]
+    for name, members, limit in ((".data.low", below, start), (".data", above, None)):
         if members:
-            start = min(s.address for s in members)
-            end = max(s.address + max(s.size, 1) for s in members)
-            found.append(Section(name, start, end - start, writable, not writable))
+            first = min(s.address for s in members)
+            last = max(s.address + max(s.size, 1) for s in members)
+            found.append(Section(name, first, (last if limit is None else min(last, limit)) - first, True, False))
     return tuple(found)
 
 
