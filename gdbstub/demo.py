@@ -1,28 +1,23 @@
 """The guided main job, unattended: boot a stock kernel, attach stock gdb, set a kprobe, watch file names arrive.
 
-Rules: everything goes through the public doors: the `gdbstub` command in a process of its own, gdb through pygdbmi.
-What is typed to gdb is printed before its answer, so that a reader can do the same by hand.
+Rules: everything goes through the public doors: the `gdbstub` command in a process of its own, gdb through
+`automation`. What is typed to gdb is printed before its answer, so that a reader can do the same by hand.
 """
 
 from __future__ import annotations
 
 import queue
 import re
-import shutil
 import subprocess
 import sys
-import sysconfig
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import IO, Any
-
-from pygdbmi.constants import GdbTimeoutError
-from pygdbmi.gdbcontroller import GdbController
+from typing import IO
 
 from emu.iface import MachineError
 from emu.images.fetch import FetchError, fetch
+from gdbstub.automation import GdbError, GdbSession, find_gdb, gdb_session
 
 PROBE = "p:open do_sys_openat2 file=+0($arg2):string"
 EMBEDDED_PROBE = "p:open do_open file=+0($arg1):string"
@@ -35,16 +30,6 @@ Say = Callable[[str], None]
 
 class DemoError(Exception):
     """A step that did not happen; one line."""
-
-
-def find_gdb() -> str | None:
-    """The system's gdb, or the one that the package gdb-for-pwndbg installs beside this Python."""
-    scripts = Path(sysconfig.get_path("scripts"))
-    for name in ("gdb", "pwndbg-gdb", "gdb-for-pwndbg"):
-        found = shutil.which(name) or shutil.which(str(scripts / name))
-        if found is not None:
-            return found
-    return None
 
 
 class _Guest:
@@ -112,60 +97,6 @@ class _Guest:
                 self.process.kill()
 
 
-class _Gdb:
-    """Stock gdb over its machine interface; commands are shown as a person would type them."""
-
-    def __init__(self, program: str, say: Say) -> None:
-        self._say = say
-        self._gdb = GdbController([program, "--nx", "--quiet", "--interpreter=mi3"])
-        self._stopped = False
-        self._ask("-gdb-set mi-async on", show=False)
-        self._ask("-gdb-set confirm off", show=False)
-
-    def command(self, text: str) -> str:
-        """A console command; what it printed. DemoError where gdb refuses it."""
-        return self._ask(text)
-
-    def _ask(self, text: str, *, show: bool = True) -> str:
-        if show:
-            self._say(f"(gdb) {text}")
-        said: list[str] = []
-        result: dict[str, Any] | None = None
-        replies = self._gdb.write(text, timeout_sec=STEP_SECONDS, raise_error_on_timeout=False)
-        end = time.monotonic() + STEP_SECONDS
-        while True:
-            for reply in replies:
-                self._stopped |= reply["message"] == "stopped"
-                if reply["type"] in ("console", "target"):
-                    said.append(str(reply["payload"]))
-                if reply["type"] == "result":
-                    result = reply
-            if result is not None:
-                break
-            if time.monotonic() > end:
-                raise DemoError(f"gdb did not answer {text!r}")
-            replies = self._gdb.get_gdb_response(timeout_sec=1, raise_error_on_timeout=False)
-        if result["message"] == "error":
-            raise DemoError(f"gdb refused {text!r}: {result['payload']['msg']}")
-        output = "".join(said)
-        if show and output.strip():
-            self._say(output.rstrip("\n"))
-        return output
-
-    def wait_stop(self) -> None:
-        """Until the guest has stopped since the last `wait_stop`."""
-        end = time.monotonic() + STEP_SECONDS
-        while not self._stopped and time.monotonic() < end:
-            for reply in self._gdb.get_gdb_response(timeout_sec=1, raise_error_on_timeout=False):
-                self._stopped |= reply["message"] == "stopped"
-        if not self._stopped:
-            raise DemoError("the guest did not stop")
-        self._stopped = False
-
-    def close(self) -> None:
-        self._gdb.exit()
-
-
 def demo(say: Say) -> int:
     """Run it; 0 if every step worked, else 1 with the step that did not."""
     began = time.monotonic()
@@ -174,7 +105,6 @@ def demo(say: Say) -> int:
         say("no gdb here: `pip install 'gdb-for-pwndbg>=18,<19'` or `apt-get install gdb`, then run this again")
         return 1
     guest: _Guest | None = None
-    gdb: _Gdb | None = None
     try:
         kernel = _choose(say)
         guest = _Guest([*kernel, "--listen", "127.0.0.1:0"], say)
@@ -183,17 +113,15 @@ def demo(say: Say) -> int:
         if linux:
             say("booting to a shell ...")
             guest.wait("prompt", BOOT_SECONDS)
-        gdb = _Gdb(gdb_program, say)
-        _session(guest, gdb, linux=linux, say=say)
+        with gdb_session(guest.address, gdb=gdb_program, timeout=STEP_SECONDS, show=say) as gdb:
+            _session(guest, gdb, linux=linux, say=say)
         guest.process.wait(STEP_SECONDS)
         say(f"demo done in {time.monotonic() - began:.0f} seconds")
         return 0
-    except (DemoError, GdbTimeoutError, OSError, subprocess.TimeoutExpired) as error:
+    except (DemoError, GdbError, OSError, subprocess.TimeoutExpired) as error:
         say(f"gdbstub demo: {error}")
         return 1
     finally:
-        if gdb is not None:
-            gdb.close()
         if guest is not None:
             guest.close()
 
@@ -208,21 +136,18 @@ def _choose(say: Say) -> list[str]:
         return ["load", "embedded", "--wait"]
 
 
-def _session(guest: _Guest, gdb: _Gdb, *, linux: bool, say: Say) -> None:
-    gdb.command(f"target remote {guest.address}")
-    gdb.wait_stop()
-    gdb.command("monitor kprobe add " + (PROBE if linux else EMBEDDED_PROBE))
-    gdb.command("continue &")
+def _session(guest: _Guest, gdb: GdbSession, *, linux: bool, say: Say) -> None:
+    gdb.monitor("kprobe add " + (PROBE if linux else EMBEDDED_PROBE))
+    gdb.resume()
     if linux:
         say(f"/ # {WORKLOAD}")
         guest.type(WORKLOAD)
         guest.wait("prompt", STEP_SECONDS)
-    gdb.command("interrupt")
-    gdb.wait_stop()
-    trace = gdb.command("monitor trace")
-    gdb.command("monitor kprobe info open")
-    gdb.command("bt 3")
-    gdb.command("x/2i " + ("do_sys_openat2" if linux else "do_open"))
+    gdb.interrupt()
+    trace = gdb.monitor("trace")
+    gdb.monitor("kprobe info open")
+    gdb.execute("bt 3")
+    gdb.execute("x/2i " + ("do_sys_openat2" if linux else "do_open"))
     if "open: (" not in trace:
         raise DemoError("the kprobe was not hit")
-    gdb.command("monitor quit")
+    gdb.monitor("quit")
