@@ -96,8 +96,7 @@ class Machine:
         self.budget_end: int | None = None  # instruction count at which every run ends with Budget
         self.handler_ns = 0  # host time spent in the trap client
         self._blank = True  # RAM is zero
-        self._debugger = object()
-        self._hardware: set[int] = set()
+        self._debugger, self._debugger_hardware = object(), object()
         self._conditions: dict[tuple[int, bool], Condition] = {}
         self._followers: list[Condition] = []
         self._watches: dict[int, Watch] = {}
@@ -105,6 +104,7 @@ class Machine:
         self._stop_requested = False
         self._poll_at: int | None = None  # instruction count of the next look at a pending interrupt
         self._passed: int | None = None  # a PC hook here was answered already
+        self._redirected: int | None = None  # where to go on after a stop in a PC hook
         self._in_place: Place | None = None  # an int3 whose instruction runs once without it
         self._skip_breakpoint: int | None = None
         self._last_hook = (-1, -1)
@@ -231,6 +231,8 @@ class Machine:
         """Run until something stops it; at most `budget` instructions."""
         end = self.budget_end if budget is None else self.clock.instructions + budget
         self._skip_breakpoint = self.cpu.linear_pc
+        if self._passed != self._skip_breakpoint:
+            self._passed = None
         return self._loop(lambda: end is not None and self.clock.instructions >= end, end)
 
     def _loop(self, done: Callable[[], bool], end: int | None) -> Stop:
@@ -291,6 +293,8 @@ class Machine:
             engine.counter[0] = 0
         self._base += retired
         cpu.pull()
+        if self._redirected is not None:  # the engine goes back to a PC hook's own address when it is stopped there
+            cpu.pc, self._redirected = self._redirected, None
         if engine.failure is not None:
             self._report_failure()
         self.halted = halted and self._stop is None
@@ -421,9 +425,8 @@ class Machine:
         if pc is None or self.cpu.linear_pc != pc:
             return None
         place = self.text.place_at(pc) if self.text.has_byte(pc) else None
-        if place is None or any(owner is not self._debugger for owner in place.owners):
+        if place is None or not all(self._is_debugger(owner) for owner in place.owners):
             return None
-        self._skip_breakpoint = None
         return place
 
     def _step_over(self, place: Place) -> None:
@@ -432,6 +435,7 @@ class Machine:
             self._enter(1)
         finally:
             self.text.settle(place)
+            self._skip_breakpoint = None
 
     def insert_breakpoint(self, vaddr: int, hardware: bool = False, condition: Condition | None = None) -> None:
         """Idempotent; the last `condition` counts. An address that is not mapped yet is watched without memory, so it
@@ -439,24 +443,25 @@ class Machine:
         self._conditions.pop((vaddr, hardware), None)
         if condition is not None:
             self._conditions[vaddr, hardware] = condition
-        if vaddr in self._hardware or self._debugger in self.text.owners(vaddr):
+        owner = self._debugger_hardware if hardware else self._debugger
+        if any(known is owner for known in self.text.owners(vaddr)):
             return
         mapped = self.memory.translate(vaddr) is not None
         quick = condition is not None and len(self._conditions) <= FEW_HOOKS and not self._repeats(vaddr)
-        self.text.arm(vaddr, self._debugger, BackEnd.INT3 if mapped and not hardware and not quick else BackEnd.HOOK)
-        if hardware:
-            self._hardware.add(vaddr)
+        self.text.arm(vaddr, owner, BackEnd.INT3 if mapped and not hardware and not quick else BackEnd.HOOK)
 
     def remove_breakpoint(self, vaddr: int, hardware: bool = False) -> None:
-        self.text.disarm(vaddr, self._debugger)
-        self._hardware.discard(vaddr)
+        self.text.disarm(vaddr, self._debugger_hardware if hardware else self._debugger)
         self._conditions.pop((vaddr, hardware), None)
 
     def remove_breakpoints(self) -> None:
         """All of a debugger's: it went away."""
         self._conditions.clear()
         self.text.disarm_all(self._debugger)
-        self._hardware.clear()
+        self.text.disarm_all(self._debugger_hardware)
+
+    def _is_debugger(self, owner: object) -> bool:
+        return owner is self._debugger or owner is self._debugger_hardware
 
     def _repeats(self, vaddr: int) -> bool:
         """A string instruction under rep stands there, before each iteration of which a PC hook would come."""
@@ -589,6 +594,8 @@ class Machine:
         if place is None:
             return False
         cpu.pc -= 1
+        if self.text.hooked(pc) is not None:
+            self._passed = pc  # asked a moment ago, for the same arrival
         verdict = self._ask(place, pc)
         if verdict is None:  # nobody wants it: the guest's own instruction runs without the int3
             self.uncount(1)
@@ -609,11 +616,12 @@ class Machine:
         """The owners of an armed place, in order; None where all let it pass."""
         wanted = False
         for owner in list(place.owners):
-            if owner is self._debugger:
+            if self._is_debugger(owner):
                 if self._skip_breakpoint == pc:
                     continue
-                if self._holds(place, pc in self._hardware):
-                    return Breakpoint(pc, pc in self._hardware)
+                hardware = owner is self._debugger_hardware
+                if self._holds(place, hardware):
+                    return Breakpoint(pc, hardware)
                 continue
             if isinstance(owner, _Return):
                 stop = owner.call()
@@ -621,7 +629,8 @@ class Machine:
                     return stop
             else:
                 wanted = True
-        self._skip_breakpoint = None
+        if place.back_end is BackEnd.INT3 or not self.text.has_byte(pc):  # else the int3 behind the hook is asked next
+            self._skip_breakpoint = None
         if not wanted or self.trap_client is None:
             return None
         began = time.perf_counter_ns()
@@ -652,6 +661,7 @@ class Machine:
             self._passed = pc if cpu.pc == before[0] else None
         else:
             self._stop_for(verdict)
+        self._redirected = cpu.pc
         cpu.push()
         self.engine.break_here()
 

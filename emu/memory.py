@@ -76,5 +76,9 @@ class GuestMemory:
 
 
 def reachable(cpu: CpuState, page: Page | None) -> bool:
-    """The processor could execute there as it is now: what Engine.drop_code asks for (no SMEP on our models)."""
-    return page is not None and page.executable and (page.user or cpu.cpl < 3)
+    """The processor could execute there as it is now: what Engine.drop_code asks for (no SMEP on our models).
+
+    The engine's own walk would set accessed bits: a page that has none yet is left alone, so that the guest's tables
+    are as without us.
+    """
+    return page is not None and page.accessed and page.executable and (page.user or cpu.cpl < 3)

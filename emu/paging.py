@@ -46,6 +46,7 @@ class Page(NamedTuple):
     executable: bool
     entry: int  # physical address of the leaf entry
     wide: bool  # entries are 8 bytes
+    accessed: bool = True  # the leaf entry says so: the processor has been there since it was cleared
 
 
 def canonical(vaddr: int) -> bool:
@@ -100,7 +101,7 @@ def _walk_wide(
             mask = (1 << shift) - 1
             executable = not (nx and tables.efer & EFER_NXE)
             paddr = (entry & ADDRESS & ~mask) | (vaddr & mask)
-            return Page(paddr, mask + 1, bool(writable), bool(user), executable, at, True)
+            return Page(paddr, mask + 1, bool(writable), bool(user), executable, at, True, bool(entry & ACCESSED))
         table = entry & ADDRESS
     return None
 
@@ -129,7 +130,7 @@ def _walk_legacy(ram: Ram, tables: Tables, vaddr: int, found: list[int] | None) 
         return None
     if pde & LARGE and tables.cr4 & CR4_PSE:
         paddr = ((pde & 0x1FE000) << 19) | (pde & 0xFFC00000) | (vaddr & 0x3FFFFF)  # PSE-36: bits 13-20 are 32-39
-        return Page(paddr, 1 << 22, bool(pde & WRITABLE), bool(pde & USER), True, at, False)
+        return Page(paddr, 1 << 22, bool(pde & WRITABLE), bool(pde & USER), True, at, False, bool(pde & ACCESSED))
     at = (pde & 0xFFFFF000) + ((vaddr >> 12) & 1023) * 4
     if at + 4 > ram.size:
         return None
@@ -139,9 +140,8 @@ def _walk_legacy(ram: Ram, tables: Tables, vaddr: int, found: list[int] | None) 
     if not pte & PRESENT:
         return None
     both = pde & pte
-    return Page(
-        (pte & 0xFFFFF000) | (vaddr & 0xFFF), 1 << 12, bool(both & WRITABLE), bool(both & USER), True, at, False
-    )
+    paddr = (pte & 0xFFFFF000) | (vaddr & 0xFFF)
+    return Page(paddr, 1 << 12, bool(both & WRITABLE), bool(both & USER), True, at, False, bool(pte & ACCESSED))
 
 
 def touch(ram: Ram, page: Page, write: bool) -> None:

@@ -48,6 +48,7 @@ class ArmedText:
         self._places: dict[tuple[int, BackEnd], Place] = {}
         self._bytes: dict[int, Place] = {}  # INT3 places by physical address; aliases share the first one's byte
         self._paddrs: list[int] = []
+        self._lifted = -1  # physical address of the place between `lift` and `settle`
 
     # ------------------------------------------------------------------------------------------- arming and disarming
 
@@ -84,10 +85,13 @@ class ArmedText:
         return [owner for back_end in BackEnd if (p := self._places.get((vaddr, back_end))) for owner in p.owners]
 
     def place_at(self, vaddr: int) -> Place | None:
-        """The int3 place that a trap at `vaddr` comes from, through whichever mapping it was armed."""
+        """The int3 place that a trap at `vaddr` comes from, through whichever mapping it was armed.
+
+        None where the int3 is the guest's own: nothing is armed, or the place is lifted.
+        """
         place = self._places.get((vaddr, BackEnd.INT3))
         page = walk(self._ram, self._cpu.tables(), vaddr)
-        if page is None:
+        if page is None or page.paddr == self._lifted:
             return None
         return place if place is not None and place.paddr == page.paddr else self._bytes.get(page.paddr)
 
@@ -132,7 +136,8 @@ class ArmedText:
             return
         kept = self._bytes.pop(place.paddr)
         self._paddrs.remove(place.paddr)
-        self._poke(place, kept.original)
+        if self._ram.map[place.paddr] == INT3:  # else the guest has written over it: its byte stays
+            self._poke(place, kept.original)
 
     def _poke(self, place: Place, byte: int) -> None:
         self._ram.map[place.paddr] = byte
@@ -146,10 +151,14 @@ class ArmedText:
 
     def lift(self, place: Place) -> None:
         """Put the guest's byte back for one execution; `settle` follows."""
+        self._lifted = place.paddr
         self._poke(place, self._bytes[place.paddr].original)
 
     def settle(self, place: Place) -> None:
-        if place.paddr in self._bytes:
+        """Arm a lifted place again, over what the instruction may have made of its own byte."""
+        self._lifted = -1
+        if (armed := self._bytes.get(place.paddr)) is not None:
+            armed.original = self._ram.map[place.paddr]
             self._poke(place, INT3)
 
     # ------------------------------------------------------------------------------------------- what others may see
