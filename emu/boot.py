@@ -8,22 +8,17 @@ machine itself knows nothing of Linux.
 from __future__ import annotations
 
 import base64
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import zstandard
-
 from emu.iface import ImageError, MachineError, Panic, PowerOff, Stop
-from emu.images import initramfs
-from emu.images.cache import Progress, cache_root, quiet, write_atomic
+from emu.images import facts, initramfs
+from emu.images.cache import Progress, quiet
 from emu.images.detect import load_image, load_kernel
-from emu.images.elf import ElfFile
 from emu.images.embedded import embedded_guest
 from emu.images.fetch import DEFAULT_PACKAGES, fetch
-from emu.images.orc import debug_frame
 from emu.images.plan import Image, Section
 from emu.machine import Machine
 from emu.snapshot import Snapshot
@@ -52,17 +47,18 @@ class Guest:
     virtual_offset: int = 0
     build_id: bytes | None = None
     sections: tuple[Section, ...] = ()
-    frames_key: str = ""  # SHA-256 of the kernel its unwind tables are kept under
+    facts_key: str = ""  # of the kernel's unwind tables and types in the cache
     settled: bool = True
     crashed: bool = False  # it has entered its panic
     _listeners: list[Callable[[], None]] = field(default_factory=list)
 
     def frames(self) -> bytes:
         """Call frame information for debuggers (.debug_frame), empty where this guest has none."""
-        try:
-            return zstandard.ZstdDecompressor().decompress(_frames_file(self.frames_key).read_bytes())
-        except (OSError, zstandard.ZstdError):
-            return b""
+        return facts.read(self.facts_key, facts.FRAMES)
+
+    def btf(self) -> bytes:
+        """The kernel's own type information (.BTF), empty where it has none."""
+        return facts.read(self.facts_key, facts.BTF)
 
     def on_settled(self, call: Callable[[], None]) -> None:
         """Call once the guest is done patching itself; at once if it is."""
@@ -137,7 +133,7 @@ def boot(
         known.virtual_offset,
         known.build_id,
         known.sections,
-        _keep_frames(image, progress),
+        facts.keep(known, image.path, progress),
         settled=False,
     )
     machine.power_on(image)
@@ -182,7 +178,7 @@ def restore(source: str | Path | Snapshot, progress: Progress = quiet) -> GuestM
             about["virtual_offset"],
             bytes.fromhex(about["build_id"]) if about["build_id"] else None,
             tuple(Section(*row) for row in about["sections"]),
-            about["frames_key"],
+            about["facts_key"],
             about["settled"],
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -229,26 +225,6 @@ def _sections(symbols: Sequence[Symbol]) -> tuple[Section, ...]:
     return tuple(found)
 
 
-def _frames_file(key: str) -> Path:
-    return cache_root() / "frames" / (key or "none")
-
-
-def _keep_frames(image: Image, progress: Progress) -> str:
-    """Make the kernel's ORC tables into call frame information, once for each kernel. -> its key, "" for none."""
-    if image.kernel is None or image.kernel.bits != 64:
-        return ""
-    vmlinux = bytes(image.kernel.vmlinux)
-    key = hashlib.sha256(vmlinux).hexdigest()
-    if not _frames_file(key).exists():
-        progress(f"{image.path}: reading the kernel's unwind tables (ORC), once for this image")
-        try:
-            frames = debug_frame(ElfFile(image.path, vmlinux))
-            write_atomic(_frames_file(key), zstandard.ZstdCompressor(level=3).compress(frames))
-        except (ImageError, OSError) as error:
-            progress(f"{image.path}: backtraces will be short: {error}")
-    return key
-
-
 def _symbols(image: Image, progress: Progress) -> SymbolTable:
     if image.symbols:
         return SymbolTable(image.symbols)
@@ -271,7 +247,7 @@ def _describe(machine: GuestMachine) -> dict[str, Any]:
         "virtual_offset": guest.virtual_offset,
         "build_id": guest.build_id.hex() if guest.build_id else None,
         "sections": [[s.name, s.address, s.size, s.writable, s.executable] for s in guest.sections],
-        "frames_key": guest.frames_key,
+        "facts_key": guest.facts_key,
         "settled": guest.settled,
         "symbols": base64.b64encode(pack_symbols(list(machine.symbols))).decode(),
     }

@@ -34,6 +34,7 @@ from gdbstub.services import MachineInspector, NamedSnapshots, TraceText, disass
 from gdbstub.session import Session
 from gdbstub.terminal import say, show_status
 from probes.errors import ProbeError
+from probes.linux.tasks import linux_tasks
 from probes.manager import Manager
 from probes.trace import Record
 
@@ -52,7 +53,9 @@ class Program:
     def __init__(self, machine: GuestMachine, options: RunOptions) -> None:
         self.machine = machine
         self.options = options
-        self.probes = Manager(machine, settled=machine.guest.settled)
+        tasks = linux_tasks(machine, machine.guest.btf())
+        known = None if isinstance(tasks, str) else tasks
+        self.probes = Manager(machine, settled=machine.guest.settled, tasks=known)
         self._ended = trio.Event()
         self._stop: iface.Stop | None = None  # what ended the run; None: the user
         self._outputs: list[Output] = []

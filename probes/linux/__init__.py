@@ -1,0 +1,1 @@
+"""The guest's operating system, seen from outside."""

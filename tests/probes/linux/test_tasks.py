@@ -1,0 +1,28 @@
+"""The current task of a stock kernel, read from outside, is what the guest says of itself."""
+
+from __future__ import annotations
+
+import pytest
+
+from emu import GuestMachine
+from probes.linux.tasks import LinuxTasks, linux_tasks
+from probes.manager import Manager
+from tests.support.kernels import run_shell
+
+
+@pytest.mark.parametrize("kernel", ["amd64", "6.12"], indirect=True)
+def test_trace_lines_name_the_process_that_hit(linux: GuestMachine) -> None:
+    """The shell prints its own pid; the probe's record of an open by that shell has the same one, and its name."""
+    tasks = linux_tasks(linux, linux.guest.btf())
+    assert isinstance(tasks, LinuxTasks)
+    probes = Manager(linux, tasks=tasks)
+    probes.add("kprobe", "p:open do_sys_openat2 file=+0($arg2):ustring comm=$comm")
+    pid = run_shell(linux, "echo $$; : < /init").split()[0]
+    mine = [record for record in probes.trace.last() if {n: v for n, _, v in record.arguments}["file"] == "/init"]
+    assert [(record.comm, str(record.pid)) for record in mine] == [("sh", pid)]
+
+
+@pytest.mark.parametrize("kernel", ["i386"], indirect=True)
+def test_a_kernel_without_types_gets_a_reason(linux: GuestMachine) -> None:
+    """Debian's i386 kernel has no BTF: said, not guessed."""
+    assert linux_tasks(linux, linux.guest.btf()) == "the kernel has no BTF"
