@@ -253,6 +253,10 @@ class TrapClient(Protocol):
         """An exception or `int n` with pc inside the slot window, before delivery: `cpu.pc` must leave it."""
         ...
 
+    def on_restore(self) -> None:
+        """RAM and processor are those of another moment now: what was under way is not any more. Between runs."""
+        ...
+
 
 class Text(Protocol):
     """Sole owner of armed places. An address may have several owners; its byte changes with the first and the last."""
@@ -280,6 +284,28 @@ class Window(Protocol):
         ...
 
     def contains(self, vaddr: int) -> bool: ...
+
+
+class Word(Protocol):
+    """A word of guest data that holds a value of ours. `guest` is the guest's own, as a debugger sees and writes it."""
+
+    guest: bytes
+
+
+class Words(Protocol):
+    """Words of data that we have replaced, stacks' return addresses. The guest reads ours, everybody else its own."""
+
+    def substitute(self, vaddr: int, ours: bytes) -> Word:
+        """Where `ours` stands already, the same Word with one more user. MemoryFault where the word has no RAM."""
+        ...
+
+    def stands(self, word: Word) -> bool:
+        """Our value is there still: the guest has not written over it."""
+        ...
+
+    def release(self, word: Word) -> None:
+        """One user less; the last puts the guest's value back, where ours still stands."""
+        ...
 
 
 class Clock(Protocol):
@@ -344,6 +370,9 @@ class Machine(Protocol):
 
     @property
     def window(self) -> Window: ...
+
+    @property
+    def words(self) -> Words: ...
 
     @property
     def symbols(self) -> SymbolTable: ...

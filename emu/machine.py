@@ -47,6 +47,7 @@ from emu.symbols import SymbolTable
 from emu.text import ArmedText, Place
 from emu.traps import GuestFault, Traps, TripleFaulted
 from emu.window import SlotWindow
+from emu.words import SubstitutedWords
 
 SLICE = 250_000  # instructions between looks at `request_stop`: 5 to 10 ms
 POLL = 128  # instructions between looks at IF while an interrupt is pending
@@ -85,7 +86,8 @@ class Machine:
         self.devices = Devices(self.clock, memory)
         self.text = ArmedText(self.ram, self.cpu, self.engine, self._on_pc_hook)
         self.window = SlotWindow(self.ram, self.cpu, self.engine)
-        self.memory = GuestMemory(self.ram, self.cpu, self.engine, self.text)
+        self.words = SubstitutedWords(self.ram, self.cpu)
+        self.memory = GuestMemory(self.ram, self.cpu, self.engine, self.text, self.words)
         self.registers = GuestRegisters(self.cpu, self.engine, self.traps)
         self.symbols = symbols if symbols is not None else SymbolTable()
         self.console = Console(self._stop_for)
@@ -197,12 +199,15 @@ class Machine:
         self._followers.clear()
         self.console.reset(state["console"])
         self.window.forget()
+        self.words.forget()
         self.text.rearm()
+        if self.trap_client is not None:
+            self.trap_client.on_restore()
 
     @contextlib.contextmanager
     def _guest_bytes(self) -> Iterator[None]:
-        """RAM as the guest alone would have it: no int3, no window."""
-        ours = {**self.text.armed_bytes(), **self.window.foreign_bytes()}
+        """RAM as the guest alone would have it: no int3, no window, no trampoline on a stack."""
+        ours = {**self.text.armed_bytes(), **self.window.foreign_bytes(), **self.words.guest_bytes()}
         kept = {paddr: self.ram.map[paddr] for paddr in ours}
         for paddr, byte in ours.items():
             self.ram.map[paddr] = byte

@@ -1,4 +1,4 @@
-"""The guest's memory as a debugger sees it: virtual, across pages, without armed bytes and without monitor RAM.
+"""The guest's memory as a debugger sees it: virtual, across pages, without what we put there and without monitor RAM.
 
 Rules: the machine's thread only, between runs or inside hooks. A debugger is no processor: it may read what the guest
 could not (supervisor pages from ring 3, read-only pages), but never what is not mapped.
@@ -16,8 +16,8 @@ from emu.paging import Page, walk
 from emu.ram import PAGE, Ram
 
 
-class ArmedBytes(Protocol):
-    """What `text` knows of bytes that are not the guest's."""
+class Layer(Protocol):
+    """What `text` and `words` know of bytes in RAM that are not the guest's."""
 
     def reveal(self, paddr: int, data: bytes) -> bytes: ...
 
@@ -27,11 +27,11 @@ class ArmedBytes(Protocol):
 class GuestMemory:
     """Implements iface.Memory."""
 
-    def __init__(self, ram: Ram, cpu: CpuState, engine: Engine, armed: ArmedBytes) -> None:
+    def __init__(self, ram: Ram, cpu: CpuState, engine: Engine, *layers: Layer) -> None:
         self._ram = ram
         self._cpu = cpu
         self._engine = engine
-        self._armed = armed
+        self._layers = layers
 
     def translate(self, vaddr: int) -> int | None:
         """The physical address `vaddr` maps to now; None where it maps to nothing or not to guest RAM."""
@@ -63,16 +63,24 @@ class GuestMemory:
         spans = list(self._spans(vaddr, len(data), "write"))
         at = 0
         for start, count, page in spans:
-            self._ram.write(page.paddr, self._armed.cover(page.paddr, data[at : at + count]))
+            self._ram.write(page.paddr, self._cover(page.paddr, data[at : at + count]))
             self._engine.drop_code(start, count, reachable(self._cpu, page))
             at += count
 
     def read_physical(self, paddr: int, size: int) -> bytes:
-        return self._armed.reveal(paddr, self._ram.read(paddr, size))
+        data = self._ram.read(paddr, size)
+        for layer in self._layers:
+            data = layer.reveal(paddr, data)
+        return data
 
     def write_physical(self, paddr: int, data: bytes) -> None:
-        self._ram.write(paddr, self._armed.cover(paddr, data))
+        self._ram.write(paddr, self._cover(paddr, data))
         self._engine.drop_code(0, 0, False)
+
+    def _cover(self, paddr: int, data: bytes) -> bytes:
+        for layer in self._layers:
+            data = layer.cover(paddr, data)
+        return data
 
 
 def reachable(cpu: CpuState, page: Page | None) -> bool:

@@ -122,13 +122,19 @@ class Kprobes:
         self._places: dict[int, _Place] = {}
         self._hits: list[_Hit] = []
         self._hooks = 0
+        self._after_restore: list[Callable[[], None]] = []
         arch.arch_init()
 
     # ------------------------------------------------------------------------------------------------ registration
 
-    def register(self, probe: Kprobe) -> None:
-        """Check in the kernel's order, then arm; on error nothing has changed. ProbeError with the kernel's errno."""
+    def register(self, probe: Kprobe, *, check_boundary: bool = True) -> None:
+        """Check in the kernel's order, then arm; on error nothing has changed. ProbeError with the kernel's errno.
+
+        `check_boundary` False: an instruction is known to start there, as at a return address.
+        """
         address, function = self._locate(probe)
+        if not check_boundary:
+            function = None
         if probe.registered:
             raise ProbeError(errno.EINVAL, "this probe is registered already")
         place = self._places.get(address) or _Place(address, self._arch.arch_prepare(address, function))
@@ -235,6 +241,11 @@ class Kprobes:
         return Verdict.DELIVER if finish is Finish.DONE_TRAP else Verdict.HANDLED
 
     def on_fault(self, cpu: Cpu, vector: int) -> Verdict | Stop:
+        trampoline = self._arch.trampoline_trap(cpu, vector)
+        if trampoline is not None:
+            address, back_end = trampoline
+            verdict = self.on_break(cpu, address, back_end)
+            return verdict if back_end is BackEnd.INT3 else Verdict.DELIVER
         hit = self._hits[-1] if self._hits and self._hits[-1].stepping else None
         prepared = hit.place.prepared if hit is not None else self._arch.find_slot(cpu.pc)
         if prepared is None:
@@ -253,6 +264,15 @@ class Kprobes:
             if hit is not None:
                 self._hits.pop()
         return Verdict.HANDLED if handled else Verdict.DELIVER
+
+    def on_restore(self) -> None:
+        self._hits.clear()
+        for call in self._after_restore:
+            call()
+
+    def after_restore(self, call: Callable[[], None]) -> None:
+        """Have `call` called whenever the machine has gone to another moment."""
+        self._after_restore.append(call)
 
     # --------------------------------------------------------------------------------------------------- one hit
 

@@ -121,6 +121,20 @@ class ProbeArch(Protocol):
         """True where a PC hook fired for a further iteration of a string instruction already counted."""
         ...
 
+    def trampoline(self) -> int:
+        """The address that return probes put on a stack in place of a return address: an int3 in the slot window.
+
+        It may change when the guest's tables or the machine's state do. ProbeError ENOMEM or MachineError without one.
+        """
+        ...
+
+    def trampoline_trap(self, cpu: Cpu, vector: int) -> tuple[int, BackEnd] | None:
+        """Whether a trap in the window came at the trampoline, whose address is then `cpu.pc`.
+
+        INT3: its own int3 has run. HOOK: another trap came first, which the guest must see once it has returned.
+        """
+        ...
+
     def skip(self, back_end: BackEnd) -> None:
         """A handler has set pc: the probed instruction doesn't run, so it isn't counted either."""
         ...

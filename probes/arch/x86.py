@@ -38,6 +38,7 @@ from probes.errors import ProbeError
 SLOT_SIZE: Final = 64
 _STEP_HALF: Final = 32
 _SP: Final = 4
+_BP: Final = 3  # the vector of int3
 _CX, _SI, _DI = 1, 6, 7
 _PAGE: Final = 4096
 _MAX_REPEATS: Final = 64  # interrupted string instructions remembered, one per stack
@@ -123,6 +124,7 @@ class X86Arch:
         self._owner = owner
         self._free: deque[int] = deque()
         self._used: dict[int, X86Probe] = {}
+        self._trampoline: X86Probe | None = None
         self._step: _Step | None = None
         self._repeats: dict[int, tuple[int, int, int, int, int]] = {}
 
@@ -133,6 +135,8 @@ class X86Arch:
     # ---------------------------------------------------------------------------------------- preparing and arming
 
     def arch_prepare(self, address: int, function: int | None) -> X86Probe:
+        if self._trampoline is not None and address == self._trampoline.code:
+            return self._trampoline
         probe = X86Probe(address)
         try:
             self._check_boundary(address, function)
@@ -145,14 +149,40 @@ class X86Arch:
 
     def arch_arm(self, prepared: Prepared, back_end: BackEnd) -> None:
         probe = _ours(prepared)
+        if probe is self._trampoline:
+            return  # its slot holds an int3 for good
         if back_end is BackEnd.INT3:
             self._make_slot(probe)
         self._machine.text.arm(probe.address, self._owner, back_end)
+
+    def trampoline(self) -> int:
+        if self._trampoline is None:
+            if not self._free:
+                raise ProbeError(errno.ENOMEM, "no free slot for the return trampoline")
+            self._trampoline = X86Probe(0, slot=self._free.popleft())
+        probe, window = self._trampoline, self._machine.window
+        offset = (probe.slot or 0) * SLOT_SIZE
+        address = window.address(offset)
+        if address != probe.code:
+            window.write(offset, b"\xcc" * SLOT_SIZE)
+            probe.address = probe.code = address
+        return address
+
+    def trampoline_trap(self, cpu: Cpu, vector: int) -> tuple[int, BackEnd] | None:
+        if self._trampoline is None:
+            return None
+        address = self._trampoline.address
+        if vector == _BP and cpu.pc == address + 1:
+            cpu.pc = address
+            return address, BackEnd.INT3
+        return (address, BackEnd.HOOK) if cpu.pc == address else None
 
     def arch_disarm(self, prepared: Prepared) -> None:
         self._machine.text.disarm(prepared.address, self._owner)
 
     def arch_remove(self, prepared: Prepared) -> None:
+        if prepared is self._trampoline:
+            return  # its slot stays reserved
         # The copy stays findable until its slot is taken again: a handler may remove the very probe that was hit.
         slot = _ours(prepared).slot
         if slot is not None:

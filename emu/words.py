@@ -1,0 +1,125 @@
+"""Words of guest data that hold a value of ours: return addresses that return probes have replaced on a stack.
+
+Rules: the machine's thread only. The guest itself reads our value; a debugger, a hash and a snapshot are shown the
+guest's own. What a debugger writes there becomes the guest's value and ours stays. Data only: no translated code is
+dropped, so nothing that may be executed is kept here (that is `text`).
+"""
+
+from __future__ import annotations
+
+import bisect
+
+from emu import iface
+from emu.cpustate import CpuState
+from emu.iface import MemoryFault
+from emu.paging import walk
+from emu.ram import Ram
+
+
+class Word:
+    """One substituted word: iface.Word. `guest` is what stood there, or what a debugger has written since."""
+
+    __slots__ = ("guest", "ours", "paddr", "users")
+
+    def __init__(self, paddr: int, ours: bytes, guest: bytes) -> None:
+        self.paddr = paddr
+        self.ours = ours
+        self.guest = guest
+        self.users = 1
+
+
+class SubstitutedWords:
+    """Implements iface.Words."""
+
+    def __init__(self, ram: Ram, cpu: CpuState) -> None:
+        self._ram = ram
+        self._cpu = cpu
+        self._words: dict[int, Word] = {}
+        self._paddrs: list[int] = []
+
+    def substitute(self, vaddr: int, ours: bytes) -> Word:
+        """Have the guest read `ours` at `vaddr`. Where it stands already, the same Word with one more user.
+
+        MemoryFault where the word has no RAM, or parts of it on two pages.
+        """
+        size = len(ours)
+        page = walk(self._ram, self._cpu.tables(), vaddr)
+        if page is None or page.paddr + size > self._ram.size or page.paddr % 4096 + size > 4096:
+            raise MemoryFault(vaddr, "replace a word of")
+        known = self._words.get(page.paddr)
+        if known is not None and known.ours == ours and self.stands(known):
+            known.users += 1
+            return known
+        word = Word(page.paddr, ours, self.reveal(page.paddr, self._ram.read(page.paddr, size)))
+        if known is None:
+            bisect.insort(self._paddrs, page.paddr)
+        self._words[page.paddr] = word
+        self._ram.write(page.paddr, ours)
+        return word
+
+    def stands(self, word: iface.Word) -> bool:
+        """Our value is there: the guest has not written over it."""
+        assert isinstance(word, Word)  # we made it
+        return self._words.get(word.paddr) is word and self._ram.read(word.paddr, len(word.ours)) == word.ours
+
+    def release(self, word: iface.Word) -> None:
+        """One user less; after the last the guest's value is put back, unless the guest has written over ours."""
+        assert isinstance(word, Word)
+        word.users -= 1
+        if word.users or self._words.get(word.paddr) is not word:
+            return
+        if self.stands(word):
+            self._ram.write(word.paddr, word.guest)
+        del self._words[word.paddr]
+        self._paddrs.remove(word.paddr)
+
+    def forget(self) -> None:
+        """RAM was replaced by RAM without our values; words given out before are released without effect."""
+        self._words.clear()
+        self._paddrs.clear()
+
+    def guest_bytes(self) -> dict[int, int]:
+        """Physical address -> the guest's byte, of every word that stands."""
+        return {
+            word.paddr + index: byte
+            for word in self._words.values()
+            if self.stands(word)
+            for index, byte in enumerate(word.guest)
+        }
+
+    # ------------------------------------------------------------------------------------- between a debugger and RAM
+
+    def reveal(self, paddr: int, data: bytes) -> bytes:
+        """`data` read from `paddr`, with the guest's values where ours stand."""
+        touched = self._touched(paddr, len(data))
+        if not touched:
+            return data
+        shown = bytearray(data)
+        for word in touched:
+            for index, byte in enumerate(word.guest):
+                if 0 <= (at := word.paddr + index - paddr) < len(shown):
+                    shown[at] = byte
+        return bytes(shown)
+
+    def cover(self, paddr: int, data: bytes) -> bytes:
+        """`data` about to be written to `paddr`: our values stay and remember the new ones."""
+        touched = self._touched(paddr, len(data))
+        if not touched:
+            return data
+        written = bytearray(data)
+        for word in touched:
+            guest = bytearray(word.guest)
+            for index, byte in enumerate(word.ours):
+                if 0 <= (at := word.paddr + index - paddr) < len(written):
+                    guest[index], written[at] = written[at], byte
+            word.guest = bytes(guest)
+        return bytes(written)
+
+    def _touched(self, paddr: int, size: int) -> list[Word]:
+        """Words that stand and have a byte in [paddr, paddr + size)."""
+        if not self._paddrs:
+            return []
+        low = bisect.bisect_right(self._paddrs, paddr - 8)
+        high = bisect.bisect_left(self._paddrs, paddr + size, low)
+        found = (self._words[at] for at in self._paddrs[low:high])
+        return [word for word in found if word.paddr + len(word.ours) > paddr and self.stands(word)]
