@@ -137,7 +137,7 @@ def find_image() -> ImageLayout:
 
 
 class _NoHooks:
-    """For the calibration engine, which executes nothing."""
+    """For the calibration engine, which executes nothing of a guest."""
 
     def on_interrupt(self, vector: int) -> None: ...
 
@@ -153,6 +153,8 @@ class _NoHooks:
         return 0
 
     def on_out(self, port: int, size: int, value: int) -> None: ...
+
+    def on_translated(self, pc: int, code: bytes) -> None: ...
 
 
 @dataclass(slots=True)

@@ -8,6 +8,8 @@ the thread that runs the guest. The facts it rests on (Unicorn 2.1.4):
   a second field. Both are found by calibration, so that the count is exact inside hooks and a deadline is one store.
 - `emu_stop` from another thread or `timeout=` repeats instructions that have already stored; neither is used here.
 - Writing guest memory from outside drops no translated code: `drop_code` does.
+- UC_HOOK_EDGE_GENERATED is called for each block translated, whatever led to it, before the block first runs; the one
+  exception is the first block of an engine's life. A boot to init translates 49,000.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from unicorn import x86_const as reg
 from unicorn.unicorn_py3.unicorn import uclib as _binding_library
 
 from emu.iface import EngineMismatch, MachineError
-from emu.ram import WINDOW_SIZE, Ram
+from emu.ram import PAGE, WINDOW_SIZE, Ram
 
 FOREVER = 1 << 62
 _HANDLE_SPAN = 0x1000  # how much of the engine structure calibration looks through
@@ -39,6 +41,7 @@ for _name, _arguments in {
     "uc_reg_read": (ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p),
     "uc_reg_write": (ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p),
     "uc_mem_map_ptr": (ctypes.c_void_p, ctypes.c_uint64, ctypes.c_size_t, ctypes.c_uint32, ctypes.c_void_p),
+    "uc_vmem_translate": (ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_void_p),
     "uc_hook_del": (ctypes.c_void_p, ctypes.c_size_t),
 }.items():
     getattr(_lib, _name).argtypes = _arguments
@@ -47,8 +50,17 @@ _INTR = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p
 _CODE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_void_p)
 _INSN = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
 _VOID = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
-_IN = ctypes.CFUNCTYPE(ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_void_p)
 _OUT = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_uint32, ctypes.c_void_p)
+_IN = ctypes.CFUNCTYPE(ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_void_p)
+
+
+class _Block(ctypes.Structure):
+    """uc_tb: a translated block."""
+
+    _fields_ = (("pc", ctypes.c_uint64), ("instructions", ctypes.c_uint16), ("size", ctypes.c_uint16))
+
+
+_TRANSLATED = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.POINTER(_Block), ctypes.c_void_p, ctypes.c_void_p)
 
 
 class EngineError(MachineError):
@@ -71,6 +83,10 @@ class Hooks(Protocol):
     def on_in(self, port: int, size: int) -> int: ...
 
     def on_out(self, port: int, size: int, value: int) -> None: ...
+
+    def on_translated(self, pc: int, code: bytes) -> None:
+        """The instructions `code` at linear address `pc` are about to run for the first time as they are now."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +156,8 @@ class Engine:
         self.hooks = hooks
         self.failure: BaseException | None = None
         self.failure_text = ""
-        self._keep: list[object] = [ram]
+        self._ram = ram
+        self._keep: list[object] = []
         self._pc_hooks: dict[int, tuple[ctypes.c_size_t, object]] = {}
         span = ram.size + WINDOW_SIZE
         self._check(_lib.uc_mem_map_ptr(self._handle, 0, span, unicorn.UC_PROT_ALL, ram.address))
@@ -157,6 +174,7 @@ class Engine:
         self.context_address: int = ctypes.cast(context.context, ctypes.c_void_p).value or 0
         self._word = ctypes.c_uint64(0)
         self._word_pointer = ctypes.addressof(self._word)
+        self._run_first_block()
         self._add_hooks()
 
     # ------------------------------------------------------------------------------------------------------ running
@@ -174,9 +192,26 @@ class Engine:
             return counted - 1, False  # the count includes the instruction that was not executed
         return counted, True
 
+    def _run_first_block(self) -> None:
+        """No block is reported before one has run to its end: jmp to the next instruction, hlt, and zeros again."""
+        code = b"\xeb\x00\xf4"
+        self._ram.write(0, code)
+        self.run(0, len(code))
+        self._ram.write(0, bytes(len(code)))
+        self.flush()
+        self.counter[0] = 0
+
     def stop_here(self) -> None:
         """From a hook: stop before the next instruction (in a PC hook: before this one, see `break_here`)."""
         self.limit[0] = 0
+
+    def continue_at(self, pc: int) -> None:
+        """From a PC hook: do not execute the instruction it stands on, though it stays counted; go on at `pc`.
+
+        Without this a state restored in the hook loses its pc and flags: the engine puts its own back.
+        """
+        self._word.value = pc
+        _lib.uc_reg_write(self._handle, reg.UC_X86_REG_RIP, self._word_pointer)
 
     def break_here(self) -> None:
         """From a PC hook: stop before the instruction it stands on."""
@@ -218,6 +253,19 @@ class Engine:
         self._uc.msr_write(index, value)
 
     # --------------------------------------------------------------------------------------------- translated code
+
+    def fetch(self, vaddr: int, size: int) -> bytes:
+        """Code as the processor fetches it in its present state, from a hook; less than `size` where a page is missing.
+
+        The engine answers from its cache of page walks, so for code that just ran nothing in the guest changes.
+        """
+        code = b""
+        while size and not _lib.uc_vmem_translate(self._handle, vaddr, unicorn.UC_PROT_EXEC, self._word_pointer):
+            paddr = self._word.value
+            part = min(size, PAGE - (paddr & 0xFFF))
+            code += self._ram.map[paddr : paddr + part]  # nothing beyond RAM: a block of a device's all ones
+            vaddr, size = vaddr + part, size - part
+        return code
 
     def drop_code(self, vaddr: int, size: int, reachable: bool) -> None:
         """Forget translations of [vaddr, vaddr+size).
@@ -306,6 +354,12 @@ class Engine:
             (_INSN(timestamp(True)), reg.UC_X86_INS_RDTSCP),
         ):
             tracked(unicorn.UC_HOOK_INSN, callback, instruction)
+        if self_test():
+            tracked(unicorn.UC_HOOK_EDGE_GENERATED, _TRANSLATED(lambda _u, at, *_: guard(self._translated, at[0])))
+
+    def _translated(self, block: _Block) -> None:
+        pc = block.pc
+        self.hooks.on_translated(pc, self.fetch(pc, block.size))
 
     @staticmethod
     def _check(error: int) -> None:

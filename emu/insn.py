@@ -130,6 +130,12 @@ def boundaries(read: Callable[[int, int], bytes], start: int, end: int, bits: in
             return
 
 
+def spans(code: bytes, bits: int) -> Iterator[tuple[int, int]]:
+    """(start, end) of the instructions in straight-line code, up to bytes that are none. Lengths only: it is quick."""
+    for start, size, _mnemonic, _operands in _plain_disassembler(bits).disasm_lite(code, 0):
+        yield start, start + size
+
+
 @dataclass(frozen=True, slots=True)
 class _Lead:
     """What stands before the operands: prefixes, the opcode's family and the opcode itself."""
@@ -174,6 +180,11 @@ def _lead(data: bytes, bits: int) -> _Lead:
 def _inverted_rex(payload: int) -> int:
     """REX-like R, X, B bits from a VEX, EVEX or XOP payload byte, where they are stored inverted."""
     return 0x40 | (~payload >> 5) & 7
+
+
+@lru_cache
+def _plain_disassembler(bits: int) -> Any:
+    return capstone.Cs(capstone.CS_ARCH_X86, _MODES[bits])
 
 
 def _disassembler(bits: int) -> Any:

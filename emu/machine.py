@@ -46,6 +46,7 @@ from emu.snapshot import Snapshot, pack_ram, unpack_ram
 from emu.symbols import SymbolTable
 from emu.text import ArmedText, Place
 from emu.traps import GuestFault, Traps, TripleFaulted
+from emu.vex import VexGuard
 from emu.window import SlotWindow
 from emu.words import SubstitutedWords
 
@@ -86,6 +87,7 @@ class Machine:
         self.devices = Devices(self.clock, memory)
         self.text = ArmedText(self.ram, self.cpu, self.engine, self._on_pc_hook)
         self.window = SlotWindow(self.ram, self.cpu, self.engine)
+        self._vex = VexGuard(self.cpu, self.engine, self.text, _Return(lambda: None))
         self.words = SubstitutedWords(self.ram, self.cpu)
         self.memory = GuestMemory(self.ram, self.cpu, self.engine, self.text, self.words)
         self.registers = GuestRegisters(self.cpu, self.engine, self.traps)
@@ -106,7 +108,6 @@ class Machine:
         self._stop_requested = False
         self._poll_at: int | None = None  # instruction count of the next look at a pending interrupt
         self._passed: int | None = None  # a PC hook here was answered already
-        self._redirected: int | None = None  # where to go on after a stop in a PC hook
         self._in_place: Place | None = None  # an int3 whose instruction runs once without it
         self._skip_breakpoint: int | None = None
         self._last_hook = (-1, -1)
@@ -298,11 +299,11 @@ class Machine:
             engine.counter[0] = 0
         self._base += retired
         cpu.pull()
-        if self._redirected is not None:  # the engine goes back to a PC hook's own address when it is stopped there
-            cpu.pc, self._redirected = self._redirected, None
         if engine.failure is not None:
             self._report_failure()
         self.halted = halted and self._stop is None
+        if self._vex.arm() and not retired:
+            self._enter(limit)  # nothing has happened yet: the same stretch, with the hook in place
 
     def _report_failure(self) -> None:
         error, self.engine.failure = self.engine.failure, None
@@ -566,6 +567,9 @@ class Machine:
     def on_out(self, port: int, size: int, value: int) -> None:
         self.devices.bus.write(port, size, value)
 
+    def on_translated(self, pc: int, code: bytes) -> None:
+        self._vex.look(pc, code)
+
     def uncount(self, instructions: int) -> None:
         """Inside a trap handler: take instructions of ours (an int3, a jump back) off the clock."""
         self.engine.counter[0] -= instructions
@@ -649,26 +653,33 @@ class Machine:
 
     def _on_pc_hook(self, pc: int) -> None:
         """Before the instruction at `pc`, without an int3. It is counted already and executes when this returns."""
+        place = self.text.hooked(pc)
         if self._passed == pc:
             self._passed = None
+        elif place is not None and self._taken_at_hook(place, pc):
             return
-        place = self.text.hooked(pc)
-        if place is None:
-            return
+        if self._vex.stands_at(pc):
+            self.on_invalid()
+            self.engine.continue_at(self.cpu.pc)
+
+    def _taken_at_hook(self, place: Place, pc: int) -> bool:
+        """Ask the owners; True if the instruction must not execute now."""
         cpu = self.cpu
         cpu.pull()
         before = (cpu.pc, cpu.eflags, *cpu.gpr)
         verdict = self._ask(place, pc)
         if verdict is None or (verdict is Verdict.HANDLED and before == (cpu.pc, cpu.eflags, *cpu.gpr)):
-            return
+            return False
         if isinstance(verdict, Verdict):
             # changed state takes effect when the instruction is entered anew, with the hook answered
             self._passed = pc if cpu.pc == before[0] else None
+            self.uncount(1)
         else:
             self._stop_for(verdict)
-        self._redirected = cpu.pc
+            self.engine.break_here()
         cpu.push()
-        self.engine.break_here()
+        self.engine.continue_at(cpu.pc)
+        return True
 
 
 class _Return:

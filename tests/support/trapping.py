@@ -1,4 +1,4 @@
-"""A 64-bit image whose only kernel is its trap handlers: ring 3 runs code of a test's, each trap counts and goes on.
+"""A 64-bit image whose only kernel is its trap handlers: code of a test's runs, each trap is counted and goes on.
 
 Rules: tests and the bench only; data, no machine. Everything is mapped by 4 KiB pages, as Linux maps what the processor
 reads at a trap, and one page is not there. Registers that mean something: r13 counts traps, r14 is the pc of the last
@@ -14,7 +14,7 @@ from tests.support.assemble import assemble
 
 _TABLES, _GDT, _IDT, _TSS = 0x1000, 0x5000, 0x6000, 0x7000
 KERNEL, _KERNEL_STACK = 0x8000, 0xA000
-USER, _USER_STACK = 0x10000, 0x12000
+CODE, _USER_STACK = 0x10000, 0x12000
 ABSENT = 0x100000
 MEMORY = 2 << 20
 
@@ -30,9 +30,11 @@ _SOURCE = """
     mov ecx, 0xc0000082; mov eax, {syscall}; xor edx, edx; wrmsr
     mov ecx, 0xc0000084; xor eax, eax; wrmsr
     mov rbx, {absent}
-    push {user_ds}; push {user_stack}; push 2; push {user_cs}; push {user}
-    iretq
 """
+_ENTER = {
+    0: "jmp {code}",
+    3: "push {user_ds}; push {user_stack}; push 2; push {user_cs}; push {code}; iretq",
+}
 _HANDLERS = {  # a trap goes on `skip` bytes after the instruction that raised it
     _UD: "inc r13; mov r14, [rsp]; add qword ptr [rsp], {skip}; iretq",
     _GP: "hlt",
@@ -41,10 +43,10 @@ _HANDLERS = {  # a trap goes on `skip` bytes after the instruction that raised i
 _SYSCALL_HANDLER = "inc r13; mov r14, rcx; .byte 0x48, 0x0f, 0x07"  # sysretq
 
 
-def ring3_image(code: bytes, skip: int) -> Image:
-    """`code` at USER in ring 3; #UD and #PF are counted and skip the `skip` bytes of their instruction."""
-    user = Segment(USER, code)
-    return Image("ring3", "flat", (*_segments(skip), user), Start("long", KERNEL, _registers(), _gdt()))
+def trapping_image(code: bytes, skip: int, ring: int = 3) -> Image:
+    """`code` at CODE in ring 0 or 3; #UD and #PF are counted and skip the `skip` bytes of their instruction."""
+    segments = (*_segments(skip, ring), Segment(CODE, code))
+    return Image("trapping", "flat", segments, Start("long", KERNEL, _registers(), _gdt()))
 
 
 def _registers() -> dict[str, int]:
@@ -55,7 +57,7 @@ def _gdt() -> Gdt:
     return Gdt(_GDT, 7 * 8 - 1, _KERNEL_CS, _KERNEL_DS)
 
 
-def _segments(skip: int) -> list[Segment]:
+def _segments(skip: int, ring: int) -> list[Segment]:
     syscall, first_handler, idt_pointer = KERNEL + 0x400, KERNEL + 0x500, _IDT + 0xFF0
     names = {
         "tss": _TSS_SELECTOR,
@@ -66,7 +68,7 @@ def _segments(skip: int) -> list[Segment]:
         "user_ds": _USER_DS,
         "user_stack": _USER_STACK,
         "user_cs": _USER_CS,
-        "user": USER,
+        "code": CODE,
         "skip": skip,
     }
     pages = [number << 12 | _PRESENT_WRITABLE_USER for number in range(512)]
@@ -93,7 +95,7 @@ def _segments(skip: int) -> list[Segment]:
         Segment(_GDT, gdt),
         Segment(_IDT, bytes(idt)),
         Segment(_TSS, struct.pack("<IQ", 0, _KERNEL_STACK), 0x68),
-        Segment(KERNEL, assemble(_SOURCE.format(**names), 64, KERNEL)),
+        Segment(KERNEL, assemble((_SOURCE + _ENTER[ring]).format(**names), 64, KERNEL)),
         Segment(syscall, assemble(_SYSCALL_HANDLER, 64, syscall)),
         *handlers,
     ]
