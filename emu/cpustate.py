@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from emu.engine import Engine, version
@@ -165,6 +166,16 @@ class Segment:
     base: int
     limit: int
     flags: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What `CpuState.set_aside` took."""
+
+    image: bytes
+    eflags: int
+    eflags_changed: bool
+    running: bool
 
 
 class CpuState:
@@ -377,6 +388,36 @@ class CpuState:
 
     def set_debug_register(self, index: int, value: int) -> None:
         self._q[(self._error_at + _ERROR_AT["dr"]) // 8 + index] = value
+
+    # ------------------------------------------------------------------------------------------------ set aside, inside
+
+    def set_aside(self) -> Kept:
+        """The pulled state, while `running` or not, so that the processor can do something else in between."""
+        return Kept(bytes(self._bytes), self._flags, self._flags_changed, self.running)
+
+    def put_back(self, kept: Kept, keep_system: bool) -> bool:
+        """The state set aside; push follows. `keep_system`: but control registers, tables and MSRs stay as they are.
+
+        -> whether page walks must be forgotten.
+        """
+        now = {at: bytes(self._bytes[at : at + size]) for at, size in self._system_parts()}
+        self._bytes[:] = kept.image
+        self._flags, self._flags_changed, self.running = kept.eflags, kept.eflags_changed, kept.running
+        changed = any(self._bytes[at : at + len(data)] != data for at, data in now.items())
+        if keep_system and changed:
+            for at, data in now.items():
+                self._bytes[at : at + len(data)] = data
+            self.recompute_hflags()
+        return changed
+
+    def _system_parts(self) -> Iterator[tuple[int, int]]:
+        """(offset, bytes) of LDTR, TR, GDTR, IDTR, CR0, CR3, CR4, EFER and the MSRs; CR2 is a fault handler's own."""
+        yield _AT["ldt"], 4 * _SEGMENT_SIZE
+        for index in (0, 3, 4):
+            yield (self._cr + index) * 8, 8
+        yield self._efer * 8, 8
+        for at in self._msrs.values():
+            yield at, 8
 
     # ------------------------------------------------------------------------------------------------------ as bytes
 

@@ -28,6 +28,15 @@ class MemoryFault(MachineError):
         self.access = access
 
 
+class CallAborted(MachineError):
+    """A call into the guest that was given up. `stop`: the machine stopped inside it, and the run ends with that."""
+
+    def __init__(self, reason: str, stop: Stop | None = None) -> None:
+        super().__init__(f"the call was given up: {reason}")
+        self.reason = reason
+        self.stop = stop
+
+
 class ImageError(MachineError):
     """A file that cannot be loaded: what is wrong, in which file, at which byte offset (None: the file as a whole)."""
 
@@ -271,13 +280,20 @@ class Text(Protocol):
 
 
 class Window(Protocol):
-    """Monitor RAM mapped read-execute into the guest: where instruction slots live. No debugger or guest sees it."""
+    """Monitor RAM mapped into the guest, where instruction slots live: offsets below `size`, mapped read-execute.
+
+    No debugger sees it, and no guest that does not look for it.
+    """
 
     size: int
+    text: range  # offsets of room for code that a user brings
+    data: range  # ... and for data: writable, and never executed where the guest's tables can say so
 
     def address(self, offset: int) -> int:
         """Guest virtual address of a byte of the window, mapping it into the current address space where it must be."""
         ...
+
+    def read(self, offset: int, size: int) -> bytes: ...
 
     def write(self, offset: int, data: bytes) -> None:
         """Put code into the window; translated code there is dropped."""
@@ -410,6 +426,22 @@ class Machine(Protocol):
         ...
 
     def remove_breakpoint(self, vaddr: int, hardware: bool = False) -> None: ...
+
+    def call(self, target: int, gpr: Mapping[int, int], stack: bytes, budget: int) -> Sequence[int]:
+        """In ring 0, inside a trap handler or between runs: run the guest function at `target` until it returns.
+
+        `gpr`: registers to set first, by number; `stack`: what lies above the return address. -> the 16 general
+        registers at the return. Interrupts are off and the call is off the clock; afterwards registers, flags, FPU and
+        segments are what they were, while memory, devices, control registers and MSRs are as the callee left them.
+        CallAborted where it would sleep, takes more than `budget` instructions or stops the machine: then control
+        registers are put back too. Faults in the callee are the guest's to handle.
+        """
+        ...
+
+    @property
+    def call_exit(self) -> int:
+        """Where a callee may also jump to, or return to, to end its call."""
+        ...
 
     def follow(self, call: Callable[[], bool]) -> None:
         """From a trap handler: `call` is asked after each instruction, this one first, until it says False.

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from emu import traps as t
+from emu.calls import GuestCalls
 from emu.clock import Clock
 from emu.console import Console
 from emu.cpustate import FLAT_CODE32, FLAT_CODE64, FLAT_DATA, IF, CpuState
@@ -87,6 +88,7 @@ class Machine:
         self.devices = Devices(self.clock, memory)
         self.text = ArmedText(self.ram, self.cpu, self.engine, self._on_pc_hook)
         self.window = SlotWindow(self.ram, self.cpu, self.engine)
+        self.calls = GuestCalls(self)
         self._vex = VexGuard(self.cpu, self.engine, self.text, _Return(lambda: None))
         self.words = SubstitutedWords(self.ram, self.cpu)
         self.memory = GuestMemory(self.ram, self.cpu, self.engine, self.text, self.words)
@@ -492,6 +494,65 @@ class Machine:
         self.text.arm(vaddr, owner, BackEnd.INT3, paddr)
         return lambda: self.text.disarm(vaddr, owner)
 
+    # ------------------------------------------------------------------------------------------- calls into the guest
+
+    def call(self, target: int, gpr: Mapping[int, int], stack: bytes, budget: int) -> Sequence[int]:
+        """See iface.Machine.call; `calls` does it."""
+        return self.calls.call(target, gpr, stack, budget)
+
+    @property
+    def call_exit(self) -> int:
+        return self.calls.exit
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Inside, the processor is free for something else; afterwards it, the clock and the run are as before.
+
+        A nested run overwrites the engine's counter and limit and leaves its flags as they are between runs.
+        """
+        engine, cpu = self.engine, self.cpu
+        counted, limit, kept, base = engine.counter[0], engine.limit[0], cpu.set_aside(), self._base
+        run = (self._in_place, self._passed, self._skip_breakpoint, self.halted)
+        poll_at = self._poll_at
+        self._base, engine.counter[0] = base + counted, 0
+        self._in_place, self._passed, self._skip_breakpoint, self.halted = None, None, None, False
+        cpu.running = False
+        finished = False
+        try:
+            yield
+            finished = True
+        finally:
+            if cpu.put_back(kept, keep_system=finished):
+                engine.flush_tlb()
+            cpu.forget_exception()
+            cpu.push()
+            self._base, engine.counter[0], engine.limit[0] = base, counted, limit
+            self._in_place, self._passed, self._skip_breakpoint, self.halted = run
+            if self._poll_at != poll_at:
+                self._poll_at = self.clock.instructions  # an interrupt was raised, at a time that has not come
+            self._look_again()
+
+    def _look_again(self) -> None:
+        """What a nested run left to do: an end of the run, a timer or an interrupt earlier than the engine's limit."""
+        if not self.cpu.running:
+            return
+        if self._stop is not None:
+            self.engine.stop_here()
+        elif (event := self._next_event()) is not None:
+            self._tighten(event)
+
+    def run_aside(self, budget: int) -> Stop | None:
+        """Inside `aside`: execute until HLT (`halted` says so), a stop, or at most `budget` instructions."""
+        place, self._in_place = self._in_place, None
+        if place is not None:
+            self._step_over(place)
+        else:
+            self._enter(budget)
+        stop = self._stop
+        if isinstance(stop, Interrupted):  # a watch of the caller's own, not the run's end
+            self._stop = None
+        return stop
+
     # ----------------------------------------------------------------------------------------------- the engine's hooks
 
     def on_interrupt(self, vector: int) -> None:
@@ -626,7 +687,7 @@ class Machine:
         wanted = False
         for owner in list(place.owners):
             if self._is_debugger(owner):
-                if self._skip_breakpoint == pc:
+                if self._skip_breakpoint == pc or self.calls.depth:
                     continue
                 hardware = owner is self._debugger_hardware
                 if self._holds(place, hardware):

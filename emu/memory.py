@@ -67,6 +67,14 @@ class GuestMemory:
             self._engine.drop_code(start, count, reachable(self._cpu, page))
             at += count
 
+    def store(self, vaddr: int, data: bytes) -> None:
+        """As `write`, to a stack: no code is there, so that none needs to be translated anew."""
+        spans = list(self._spans(vaddr, len(data), "write"))
+        at = 0
+        for _, count, page in spans:
+            self._ram.write(page.paddr, self._cover(page.paddr, data[at : at + count]))
+            at += count
+
     def read_physical(self, paddr: int, size: int) -> bytes:
         data = self._ram.read(paddr, size)
         for layer in self._layers:

@@ -7,15 +7,18 @@ jprobes and trace events are clients that bring handlers; they are not known her
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import errno
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
 
-from emu.iface import BackEnd, Cpu, Machine, MemoryFault, Stop, Symbol, Verdict
+from emu.iface import BackEnd, CallAborted, Cpu, Machine, MemoryFault, Stop, Verdict
 from probes.arch import Begin, Finish, Prepared, ProbeArch
+from probes.calls import Calls
 from probes.errors import ProbeError, errno_name
+from probes.lookup import resolve
 from probes.regs import Regs
 
 PreHandler: TypeAlias = Callable[["Kprobe", Regs], object]
@@ -122,6 +125,7 @@ class Kprobes:
         self._places: dict[int, _Place] = {}
         self._hits: list[_Hit] = []
         self._hooks = 0
+        self.calls = Calls(machine, arch.convention.word, self._nested)
         self._after_restore: list[Callable[[], None]] = []
         arch.arch_init()
 
@@ -307,7 +311,7 @@ class Kprobes:
     def _run_pre(self, cpu: Cpu, place: _Place) -> bool:
         """Pre-handlers, newest first; true where one has set the registers, and then the rest are missed."""
         probes = place.active
-        regs = Regs(self._machine, self._arch.convention, cpu, place.address + 1)
+        regs = self._regs(cpu, place.address + 1)
         for index, probe in enumerate(probes):
             if not probe.registered:
                 continue  # a handler before it has unregistered it
@@ -320,19 +324,34 @@ class Kprobes:
         return False
 
     def _run_post(self, cpu: Cpu, place: _Place) -> None:
-        regs = Regs(self._machine, self._arch.convention, cpu, cpu.pc)
+        regs = self._regs(cpu, cpu.pc)
         for probe in place.active:
             if probe.post_handler is not None:
                 probe.post_handler(probe, regs)
         cpu.pc = regs.ip & self._arch.convention.mask
 
     def _run_fault(self, cpu: Cpu, place: _Place, vector: int) -> bool:
-        regs = Regs(self._machine, self._arch.convention, cpu, cpu.pc)
+        regs = self._regs(cpu, cpu.pc)
         for probe in place.active:
             if probe.fault_handler is not None and probe.fault_handler(probe, regs, vector):
                 cpu.pc = regs.ip & self._arch.convention.mask
                 return True
         return False
+
+    def _regs(self, cpu: Cpu, ip: int) -> Regs:
+        return Regs(self._machine, self._arch.convention, cpu, ip, self.calls)
+
+    @contextlib.contextmanager
+    def _nested(self) -> Iterator[None]:
+        """Around a call into the guest from a handler: hits in it that a call given up leaves open are forgotten."""
+        depth = len(self._hits)
+        try:
+            yield
+        except CallAborted:
+            if len(self._hits) > depth:
+                self._arch.cancel_step()
+                del self._hits[depth:]
+            raise
 
     # ---------------------------------------------------------------------------------------------------- internals
 
@@ -344,17 +363,11 @@ class Kprobes:
         if probe.symbol is None:
             address = (probe.addr or 0) + probe.offset
         else:
-            address = self._lookup(probe.symbol).address + probe.offset
+            address = resolve(self._machine, probe.symbol) + probe.offset
         found = symbols.find(address)
         if found is None and probe.symbol is not None:
             raise ProbeError(errno.ENOENT, f"{probe.symbol}+{probe.offset:#x} lies outside every symbol")
         return address & self._arch.convention.mask, None if found is None else found[0].address
-
-    def _lookup(self, name: str) -> Symbol:
-        found = self._machine.symbols.lookup(name)
-        if found:
-            return found[0]
-        raise ProbeError(errno.ENOENT, f"no symbol {name}", hint=did_you_mean(self._machine, name))
 
     def _place_of(self, probe: Kprobe) -> _Place:
         if probe.address is None or probe not in self._places[probe.address].probes:
@@ -422,9 +435,3 @@ class Kprobes:
         if place.armed is BackEnd.HOOK and self._hooks > COMFORTABLE_HOOKS:
             notes.append(f"{self._hooks} probes are armed by PC hook; each slows the whole engine")
         return tuple(notes)
-
-
-def did_you_mean(machine: Machine, name: str) -> str | None:
-    """A line that names symbols like `name`, or None."""
-    near = list(machine.symbols.suggest(name))[:3]
-    return f"did you mean {', '.join(near)}?" if near else None

@@ -78,3 +78,7 @@ class ProbeError(Exception):
             f"  Command: {self.definition or ''}\n"
             f"           {caret}^\n"
         )
+
+
+class CallError(ProbeError):
+    """A call into the guest that was refused or given up; see `Regs.call`."""

@@ -16,10 +16,11 @@ from emu.iface import Machine
 from emu.insn import InvalidInstruction, decode
 from probes.arch import Convention
 from probes.arch.x86 import X86Arch
-from probes.core import Arm, Kprobe, Kprobes, did_you_mean
+from probes.core import Arm, Kprobe, Kprobes
 from probes.errors import ProbeError
 from probes.expr import Refusal
 from probes.fetch import FetchContext, Fetcher, TaskInfo, UnknownTask, compile_fetch
+from probes.lookup import did_you_mean
 from probes.regs import Regs
 from probes.spec import Place, ProbeSpec, parse
 from probes.trace import Record, TraceRing

@@ -5,10 +5,14 @@ Rules: valid only during the handler it was given to, in the engine's thread; im
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Sequence
 from typing import overload
 
 from emu.iface import Cpu, Machine
 from probes.arch import Convention
+from probes.calls import BUDGET, Calls
+from probes.errors import CallError
 
 PATH_MAX = 4096  # include/uapi/linux/limits.h; the longest string a probe reads, with its NUL
 _PAGE = 4096
@@ -43,15 +47,18 @@ class Regs:
     returns true continues at the `ip` it has set; otherwise writing it has no effect.
     """
 
-    __slots__ = ("_machine", "convention", "cpu", "ip")
+    __slots__ = ("_calls", "_machine", "convention", "cpu", "ip")
 
     ax, cx, dx, bx = _Gpr(0), _Gpr(1), _Gpr(2), _Gpr(3)
     sp, bp, si, di = _Gpr(4), _Gpr(5), _Gpr(6), _Gpr(7)
     r8, r9, r10, r11 = _Gpr(8), _Gpr(9), _Gpr(10), _Gpr(11)
     r12, r13, r14, r15 = _Gpr(12), _Gpr(13), _Gpr(14), _Gpr(15)
 
-    def __init__(self, machine: Machine, convention: Convention, cpu: Cpu, ip: int) -> None:
+    def __init__(
+        self, machine: Machine, convention: Convention, cpu: Cpu, ip: int, calls: Calls | None = None
+    ) -> None:
         self._machine = machine
+        self._calls = calls
         self.convention = convention
         self.cpu = cpu
         self.ip = ip
@@ -106,6 +113,27 @@ class Regs:
         """The C string at `address`, at most `limit` bytes; MemoryFault where a byte of it is missing."""
         raw = read_string(self._machine, address & self.convention.mask, limit)
         return raw.decode("utf-8", "backslashreplace")
+
+    def call(
+        self,
+        target: str | int,
+        *arguments: int,
+        types: Sequence[object] | None = None,
+        returns: object = int,
+        abi: str | None = None,
+        budget: int = BUDGET,
+    ) -> int:
+        """Call a guest function, by symbol or address, and return its result.
+
+        `types` and `returns` are those of `probes.abi` where a machine word will not do (`u64` on i386 takes two);
+        `abi` is "sysv", "regparm3" or "cdecl". Interrupts are off, the guest's clock stands still, every register is
+        put back. CallError where the callee would sleep, runs longer than `budget` instructions or stops the machine,
+        and for a hit in user mode: then registers are put back too, but what the callee has written so far stays.
+        A probe on the callee's way is executed without its handlers and counted in its `nmissed`.
+        """
+        if self._calls is None:
+            raise CallError(errno.EOPNOTSUPP, "no call can be made from here")
+        return self._calls.call(target, *arguments, types=types, returns=returns, abi=abi, budget=budget)
 
 
 def read_string(machine: Machine, address: int, limit: int = PATH_MAX) -> bytes:

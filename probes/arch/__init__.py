@@ -113,6 +113,10 @@ class ProbeArch(Protocol):
         """At a fault: put pc and flags back to where the hardware would report it."""
         ...
 
+    def cancel_step(self) -> None:
+        """The step in progress, if any, will not end: the call into the guest that it was part of was given up."""
+        ...
+
     def find_slot(self, vaddr: int) -> Prepared | None:
         """The probe whose copy covers `vaddr`."""
         ...

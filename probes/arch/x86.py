@@ -245,6 +245,9 @@ class X86Arch:
         self._machine.uncount(1 - probe.boost_uncount)
         cpu.pc = (cpu.pc + probe.address - self._code(probe)) & self.convention.mask
 
+    def cancel_step(self) -> None:
+        self._step = None
+
     def skip(self, back_end: BackEnd) -> None:
         if back_end is BackEnd.INT3:
             self._machine.uncount(1)
