@@ -185,7 +185,10 @@ def restore(source: str | Path | Snapshot, progress: Progress = quiet) -> GuestM
         raise ImageError(name, f"the snapshot does not say what it is of: {error!r}") from error
     machine = GuestMachine(snapshot.memory, symbols=symbols, long_mode=snapshot.long_mode)
     machine.guest = guest
-    machine.restore(snapshot)
+    try:
+        machine.restore(snapshot)
+    except MachineError as error:
+        raise ImageError(name, str(error)) from error
     progress(f"{name}: {guest.title}, {machine.instructions:,} instructions in")
     if guest.kind == "linux":
         _watch_linux(machine)

@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import zstandard
 from construct import Bytes, Const, ConstructError, Int32ul, Struct
 
 from emu.iface import ImageError
-from emu.ram import Ram
+from emu.ram import MAX_SIZE, MIN_SIZE, Ram
 
 CHUNK = 64 << 10
 _ZERO = bytes(CHUNK)
@@ -54,7 +55,7 @@ class Snapshot:
             },
             sort_keys=True,
         ).encode()
-        packer = zstandard.ZstdCompressor(level=1, threads=2)
+        packer = zstandard.ZstdCompressor(level=1, threads=2, write_checksum=True)
         small = zstandard.ZstdCompressor(level=3).compress(description)
         header = Header.build(
             {
@@ -64,13 +65,17 @@ class Snapshot:
             }
         )
         partial = path.with_name(path.name + ".partial")
-        with partial.open("wb") as file:
-            file.write(header)
-            file.write(small)
-            with packer.stream_writer(file, closefd=False) as stream:
-                for index in sorted(self.ram):
-                    stream.write(self.ram[index])
-        os.replace(partial, path)
+        try:
+            with partial.open("wb") as file:
+                file.write(header)
+                file.write(small)
+                with packer.stream_writer(file, closefd=False) as stream:
+                    for index in sorted(self.ram):
+                        stream.write(self.ram[index])
+            os.replace(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
 
     @classmethod
     def open(cls, path: Path) -> Snapshot:
@@ -92,16 +97,54 @@ class Snapshot:
             raise ImageError(name, "the description is damaged", at)
         try:
             described = json.loads(zstandard.ZstdDecompressor().decompress(small, max_output_size=_LIMIT))
-            chunks = described["chunks"]
-            stream = zstandard.ZstdDecompressor().stream_reader(data[at + header.description_size :])
-            ram = {index: stream.read(CHUNK) for index in chunks}
-        except (zstandard.ZstdError, ValueError, KeyError) as error:
-            raise ImageError(name, f"the memory is damaged: {error}", at + header.description_size) from error
-        if any(len(chunk) != CHUNK for chunk in ram.values()):
-            raise ImageError(name, "is cut short", len(data))
-        return cls(
-            described["memory"], described["long_mode"], ram, bytes.fromhex(described["cpu"]), described["state"]
-        )
+            cpu = _check_description(described)
+        except (zstandard.ZstdError, ValueError) as error:
+            raise ImageError(name, f"the description is wrong: {error}", at) from error
+        at += header.description_size
+        try:
+            stream = zstandard.ZstdDecompressor().stream_reader(data[at:])
+            ram = {index: stream.read(CHUNK) for index in described["chunks"]}
+            beyond = stream.read(1)  # reading to the end is what compares the checksum
+        except zstandard.ZstdError as error:
+            raise ImageError(name, f"the memory is damaged: {error}", at) from error
+        if beyond or any(len(chunk) != CHUNK for chunk in ram.values()):
+            raise ImageError(name, "the memory has another size than the description says", at)
+        return cls(described["memory"], described["long_mode"], ram, cpu, described["state"])
+
+
+_DESCRIPTION = {"memory": int, "long_mode": bool, "cpu": str, "chunks": list, "state": dict}
+_STATE = {"instructions": int, "halted": bool, "clock": dict, "devices": dict, "console": str, "about": dict}
+_COUNT_LIMIT = 1 << 62  # instructions: a century of them
+
+
+def _check_description(described: object) -> bytes:
+    """ValueError where a file's JSON is not what `save` writes; -> the CPU state image it has.
+
+    What the clock, the devices and `about` hold is for those who load it to check.
+    """
+    members = _check_members("the description", described, _DESCRIPTION)
+    memory, chunks = members["memory"], members["chunks"]
+    if not MIN_SIZE <= memory <= MAX_SIZE or memory % (2 << 20):
+        raise ValueError(f"memory size {memory}")
+    if any(type(index) is not int for index in chunks):
+        raise ValueError("a chunk's number is no integer")
+    if chunks and (chunks[0] < 0 or chunks[-1] >= memory // CHUNK or any(a >= b for a, b in pairwise(chunks))):
+        raise ValueError("the chunks' numbers are not rising or beyond memory")
+    state = _check_members("the state", members["state"], _STATE)
+    counts = [state["instructions"]] + ([] if state.get("poll_at") is None else [state["poll_at"]])
+    if any(type(count) is not int or not 0 <= count < _COUNT_LIMIT for count in counts):
+        raise ValueError(f"instruction counts {counts}")
+    state.setdefault("poll_at", None)
+    return bytes.fromhex(members["cpu"])
+
+
+def _check_members(what: str, found: object, kinds: Mapping[str, type]) -> dict[str, Any]:
+    if not isinstance(found, dict):
+        raise ValueError(f"{what} is no object")
+    for name, kind in kinds.items():
+        if type(found.get(name)) is not kind:
+            raise ValueError(f"{what} has no {kind.__name__} named {name}")
+    return found
 
 
 def pack_ram(ram: Ram) -> dict[int, bytes]:

@@ -104,9 +104,8 @@ class ArmedText:
     def _arm_byte(self, vaddr: int, paddr: int | None) -> Place:
         fixed = paddr is not None
         if paddr is None:
-            page = walk(self._ram, self._cpu.tables(), vaddr)
-            paddr = -1 if page is None else page.paddr
-        if not 0 <= paddr < self._ram.size:
+            paddr = self._paddr_of(vaddr)
+        if paddr is None or not 0 <= paddr < self._ram.size:
             raise MemoryFault(vaddr, "arm a breakpoint in")
         known = self._bytes.get(paddr)
         place = Place(vaddr, BackEnd.INT3, paddr=paddr, fixed=fixed)
@@ -118,6 +117,11 @@ class ArmedText:
         bisect.insort(self._paddrs, paddr)
         self._poke(place, INT3)
         return place
+
+    def _paddr_of(self, vaddr: int) -> int | None:
+        """Where `vaddr` lies in guest RAM now."""
+        page = walk(self._ram, self._cpu.tables(), vaddr)
+        return page.paddr if page is not None and page.paddr < self._ram.size else None
 
     def _arm_hook(self, vaddr: int) -> Place:
         self._engine.add_pc_hook(vaddr, lambda: self._on_hook(vaddr))
@@ -201,7 +205,7 @@ class ArmedText:
         self._bytes.clear()
         self._paddrs.clear()
         for place in places:
-            mapped = place.fixed or walk(self._ram, self._cpu.tables(), place.vaddr) is not None
+            mapped = place.fixed or self._paddr_of(place.vaddr) is not None
             for owner in place.owners:
                 self.arm(
                     place.vaddr,
