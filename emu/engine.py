@@ -67,6 +67,10 @@ class EngineError(MachineError):
     """`emu_start` gave up: Unicorn's own words."""
 
 
+class FetchError(EngineError):
+    """The pc is at a physical address where no RAM is."""
+
+
 class Hooks(Protocol):
     """What the engine calls while the guest runs. An exception that escapes one ends the run; see `Engine.failure`."""
 
@@ -182,12 +186,14 @@ class Engine:
     def run(self, pc: int, limit: int) -> tuple[int, bool]:
         """Execute from `pc` until `limit` instructions are done, a hook calls `stop_here`, or HLT.
 
-        -> (instructions retired, True if HLT ended it). `limit[0]` may be changed while it runs.
+        -> (instructions retired, True if HLT ended it). `limit[0]` may be changed while it runs. EngineError, with the
+        count still in `counter`.
         """
         error = _lib.uc_emu_start(self._handle, pc, 0, 0, FOREVER if limit <= 0 else limit)
         counted = self.counter[0]
         if error:
-            raise EngineError(f"{version()}: {unicorn.UcError(error)}")
+            kind = FetchError if error == unicorn.UC_ERR_FETCH_PROT else EngineError
+            raise kind(f"{version()}: {unicorn.UcError(error)}")
         if counted > self.limit[0]:
             return counted - 1, False  # the count includes the instruction that was not executed
         return counted, True

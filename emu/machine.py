@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -19,7 +20,7 @@ from emu.clock import Clock
 from emu.console import Console
 from emu.cpustate import FLAT_CODE32, FLAT_CODE64, FLAT_DATA, IF, CpuState
 from emu.devices.pc import Devices
-from emu.engine import Engine
+from emu.engine import Engine, FetchError
 from emu.iface import (
     BackEnd,
     Breakpoint,
@@ -241,7 +242,15 @@ class Machine:
         self._skip_breakpoint = self.cpu.linear_pc
         if self._passed != self._skip_breakpoint:
             self._passed = None
-        return self._loop(lambda: end is not None and self.clock.instructions >= end, end)
+        return self._guarded(lambda: self._loop(lambda: end is not None and self.clock.instructions >= end, end))
+
+    def _guarded(self, go: Callable[[], Stop]) -> Stop:
+        """`go`, with whatever escapes it as a stop: who runs a machine gets values, not errors of ours."""
+        try:
+            return go()
+        except Exception:  # noqa: BLE001  # the boundary of a run: timers and events have no hook's guard around them
+            self._stop = None
+            return Defect(self.cpu.linear_pc, traceback.format_exc())
 
     def _loop(self, done: Callable[[], bool], end: int | None) -> Stop:
         while self._stop is None:
@@ -294,13 +303,18 @@ class Machine:
         cpu.push()
         cpu.running = True
         engine.counter[0] = 0
+        nowhere = False
         try:
             retired, halted = engine.run(cpu.pc, limit)
+        except FetchError:
+            retired, halted, nowhere = max(engine.counter[0], 1), False, True
         finally:
             cpu.running = False
             engine.counter[0] = 0
         self._base += retired
         cpu.pull()
+        if nowhere:
+            self._deliver(t.UD)  # no device answers a fetch: all ones, which is no instruction
         if engine.failure is not None:
             self._report_failure()
         self.halted = halted and self._stop is None
@@ -390,9 +404,13 @@ class Machine:
     def step(self) -> Stop:
         """One instruction, whatever stands on it. Interrupts that are due are taken and finished first, so that a
         step neither lands in a handler nor moves the guest's timeline."""
+        return self._guarded(self._step)
+
+    def _step(self) -> Stop:
         start, sp, cr3 = self.cpu.linear_pc, self.cpu.gpr[4], self.cpu.cr3
         self._skip_breakpoint = start
-        self._settle_interrupts(start, sp, cr3)
+        while self._settle_interrupt(start, sp, cr3):
+            pass
         if self._stop is None and not self._stop_requested:
             goal = self.clock.instructions + 1
             stop = self._loop(lambda: self.clock.instructions >= goal, goal)
@@ -403,13 +421,16 @@ class Machine:
         self._stop_requested = False
         return Interrupted(self.cpu.linear_pc)
 
-    def _settle_interrupts(self, pc: int, sp: int, cr3: int) -> None:
-        """Deliver what is due here and run the guest until it is back at this instruction of this stack."""
+    def _settle_interrupt(self, pc: int, sp: int, cr3: int) -> bool:
+        """Deliver what is due here and run the guest until it is back at this instruction of this stack.
+
+        -> whether there was something and it is over; if its end is not to be had, `_stop` says why.
+        """
         if self.halted:
             self._idle()
         self._take_events()
         if self._stop is not None or self.cpu.linear_pc == pc:
-            return
+            return False
         returned = False
 
         def back() -> Stop | None:
@@ -426,6 +447,7 @@ class Machine:
         self._passed = None
         if not returned:
             self._stop = stop
+        return returned
 
     def _breakpoint_to_skip(self) -> Place | None:
         """An int3 under the pc that only debugger breakpoints own, already reported: it is stepped over."""
