@@ -29,15 +29,22 @@ def run_monitor_command(
     ClientError where there is no stub, no answer for `timeout` seconds, or it has no monitor commands. AddressError for
     an address that one cannot connect to.
     """
+    with _connection_errors(address):
+        connection = _connect(address, timeout)
+    with connection:
+        replies = _Replies(connection, address)
+        replies.ask(b"qSupported:" + MONITOR_STATUS.encode())
+        next(replies)
+        replies.ask(b"qRcmd," + command.encode("utf-8", "surrogateescape").hex().encode())
+        return _print(replies, write)  # what `write` raises is the caller's own
+
+
+@contextlib.contextmanager
+def _connection_errors(address: Address) -> Iterator[None]:
     try:
-        with _connect(address, timeout) as connection:
-            replies = _Replies(connection)
-            replies.ask(b"qSupported:" + MONITOR_STATUS.encode())
-            next(replies)
-            replies.ask(b"qRcmd," + command.encode().hex().encode())
-            return _print(replies, write)
+        yield
     except TimeoutError as error:
-        raise ClientError(f"{address}: no answer for {timeout} seconds") from error
+        raise ClientError(f"{address}: no answer in time") from error
     except OSError as error:
         raise ClientError(f"{address}: {error.strerror or error}") from error
 
@@ -65,18 +72,21 @@ def _print(replies: _Replies, write: Callable[[str], None]) -> bool:
 class _Replies(Iterator[bytes]):
     """The payloads a stub sends, each acknowledged."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, address: Address) -> None:
         self._connection = connection
+        self._address = address
         self._codec = Codec(debugger=True)
 
     def ask(self, payload: bytes) -> None:
-        self._connection.sendall(self._codec.reply(payload))
+        with _connection_errors(self._address):
+            self._connection.sendall(self._codec.reply(payload))
 
     def __next__(self) -> bytes:
         while True:
             event = self._codec.next_event()
             if event is NEED_DATA:
-                data = self._connection.recv(_PORTION)
+                with _connection_errors(self._address):
+                    data = self._connection.recv(_PORTION)
                 if not data:
                     raise ClientError("the stub closed the connection")
                 self._codec.receive_data(data)

@@ -200,9 +200,11 @@ class Program:
                 async with open_runner(self.machine, paused=True) as runner, trio.open_nursery() as nursery:
                     nursery.start_soon(self._watch_signals, signals)
                     nursery.start_soon(self._watch_guest, runner)
-                    await self._start(nursery, runner)
+                    server = self._server(runner)
+                    await self._start(nursery, runner, server)
                     await self._ended.wait()
                     outcome = await runner.call(self._finish)
+                    await server.finish_answers()
                     nursery.cancel_scope.cancel()
             return outcome
         except* (AddressError, ConsoleError, UsageError) as group:
@@ -212,9 +214,8 @@ class Program:
             for output in self._outputs:
                 output.close()
 
-    async def _start(self, nursery: trio.Nursery, runner: Runner) -> None:
+    async def _start(self, nursery: trio.Nursery, runner: Runner, server: Server) -> None:
         options, machine = self.options, self.machine
-        server = self._server(runner)
         if options.listen is not None:
             await nursery.start(partial(server.serve, options.listen, say))
         if isinstance(options.console, Tcp):

@@ -12,8 +12,8 @@ import os
 import socket
 import stat
 import traceback
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import Final, TypeAlias, assert_never
 
@@ -38,6 +38,7 @@ from gdbstub.session import Action, Detach, Kill, Resume, Send, Session
 
 _PORTION: Final = 0x4000  # bytes read at once; gdb's packets are short, and large buffers cost time to make
 _BACKLOG: Final = 16
+_PATIENCE: Final = 1.0  # seconds for a last reply
 _GONE = (trio.BrokenResourceError, trio.ClosedResourceError)
 
 NewSession: TypeAlias = Callable[[Callable[[], None]], Session]
@@ -69,6 +70,8 @@ class Server:
         self.log = log
         self.debugger: Connection | None = None
         self._waiting = waiting
+        self._unanswered = 0
+        self._answered = trio.Event()
 
     async def serve(
         self,
@@ -107,6 +110,27 @@ class Server:
         if self._waiting:
             self._waiting = False
             self.runner.resume()
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """Around everything that ends with a reply to a client."""
+        self._unanswered += 1
+        try:
+            yield
+        finally:
+            self._unanswered -= 1
+            if not self._unanswered:
+                self._answered.set()
+                self._answered = trio.Event()
+
+    async def finish_answers(self) -> None:
+        """Until no client is owed the reply to a packet that was taken up, or does not read it for a second.
+
+        For who is about to cancel `serve`: else `monitor quit` would go without its answer.
+        """
+        with trio.move_on_after(_PATIENCE):
+            while self._unanswered:
+                await self._answered.wait()
 
     def interrupt(self) -> bool:
         """Ctrl-C on the debugger's behalf; False where none is waiting for the guest to stop."""
@@ -159,8 +183,9 @@ class Connection:
         while data := await self._stream.receive_some(_PORTION):
             self._codec.receive_data(data)
             while (event := self._codec.next_event()) is not NEED_DATA:
-                if not await self._take(event):
-                    return
+                with self._server.answering():
+                    if not await self._take(event):
+                        return
 
     async def _take(self, event: Event) -> bool:
         """Carry out one event; False where the connection is over."""
@@ -222,7 +247,8 @@ class Connection:
     async def _resume(self, resume: Resume) -> None:
         payloads = await self._runner.advance(partial(self._session.advance, resume), self._tell)
         self._resuming = False
-        await self._send(*payloads)
+        with self._server.answering():
+            await self._send(*payloads)
 
     def _tell(self, stop: Stop) -> tuple[bytes, ...]:
         """The machine's thread: what the client is sent at a stop, output that still waits before it."""
