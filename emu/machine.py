@@ -112,7 +112,8 @@ class Machine:
         self._poll_at: int | None = None  # instruction count of the next look at a pending interrupt
         self._passed: int | None = None  # a PC hook here was answered already
         self._in_place: Place | None = None  # an int3 whose instruction runs once without it
-        self._skip_breakpoint: int | None = None
+        self._skip_breakpoint: tuple[int, int] | None = None  # pc and sp of one reported, until its instruction has run
+        self._skip_since = -1  # instruction count of that report, -1 once the guest has gone on from it
         self._last_hook = (-1, -1)
         self._wire()
         self.cpu.pull()
@@ -239,10 +240,20 @@ class Machine:
     def run(self, budget: int | None = None) -> Stop:
         """Run until something stops it; at most `budget` instructions."""
         end = self.budget_end if budget is None else self.clock.instructions + budget
-        self._skip_breakpoint = self.cpu.linear_pc
-        if self._passed != self._skip_breakpoint:
+        pc, skip = self.cpu.linear_pc, self._skip_breakpoint
+        if self._passed != pc:
             self._passed = None
-        return self._guarded(lambda: self._loop(lambda: end is not None and self.clock.instructions >= end, end))
+        if skip is not None and skip[0] != pc and self._skip_since == self.clock.instructions:
+            self._skip_breakpoint = None  # a debugger has moved the pc away
+        return self._reported(
+            self._guarded(lambda: self._loop(lambda: end is not None and self.clock.instructions >= end, end))
+        )
+
+    def _reported(self, stop: Stop) -> Stop:
+        """Keep in mind which breakpoint need not be reported again when the guest goes on."""
+        if isinstance(stop, Breakpoint):
+            self._skip_breakpoint, self._skip_since = (stop.pc, self.cpu.gpr[4]), self.clock.instructions
+        return stop
 
     def _guarded(self, go: Callable[[], Stop]) -> Stop:
         """`go`, with whatever escapes it as a stop: who runs a machine gets values, not errors of ours."""
@@ -349,6 +360,7 @@ class Machine:
             if self.log is not None:
                 self.log("int", f"irq vector {vector:#x} at {cpu.linear_pc:#x}")
             self._deliver(vector, external=True)
+            self._skip_since = -1
             self._poll_at = self.clock.instructions + POLL if pic.pending() else None
         else:  # a shadow and a slot last one instruction; IF can only be looked at now and then
             self._poll_at = self.clock.instructions + (1 if cpu.eflags & IF else POLL)
@@ -404,11 +416,14 @@ class Machine:
     def step(self) -> Stop:
         """One instruction, whatever stands on it. Interrupts that are due are taken and finished first, so that a
         step neither lands in a handler nor moves the guest's timeline."""
-        return self._guarded(self._step)
+        stop = self._reported(self._guarded(self._step))
+        if not isinstance(stop, Breakpoint):
+            self._skip_breakpoint = None
+        return stop
 
     def _step(self) -> Stop:
         start, sp, cr3 = self.cpu.linear_pc, self.cpu.gpr[4], self.cpu.cr3
-        self._skip_breakpoint = start
+        self._skip_breakpoint = (start, sp)
         while self._settle_interrupt(start, sp, cr3):
             pass
         if self._stop is None and not self._stop_requested:
@@ -451,8 +466,8 @@ class Machine:
 
     def _breakpoint_to_skip(self) -> Place | None:
         """An int3 under the pc that only debugger breakpoints own, already reported: it is stepped over."""
-        pc = self._skip_breakpoint
-        if pc is None or self.cpu.linear_pc != pc:
+        pc = self.cpu.linear_pc
+        if self._skip_breakpoint != (pc, self.cpu.gpr[4]):
             return None
         place = self.text.place_at(pc) if self.text.has_byte(pc) else None
         if place is None or not all(self._is_debugger(owner) for owner in place.owners):
@@ -709,7 +724,7 @@ class Machine:
         wanted = False
         for owner in list(place.owners):
             if self._is_debugger(owner):
-                if self._skip_breakpoint == pc or self.calls.depth:
+                if self._skip_breakpoint == (pc, self.cpu.gpr[4]) or self.calls.depth:
                     continue
                 hardware = owner is self._debugger_hardware
                 if self._holds(place, hardware):
@@ -721,7 +736,9 @@ class Machine:
                     return stop
             else:
                 wanted = True
-        if place.back_end is BackEnd.INT3 or not self.text.has_byte(pc):  # else the int3 behind the hook is asked next
+        if self._skip_breakpoint == (pc, self.cpu.gpr[4]) and (
+            place.back_end is BackEnd.INT3 or not self.text.has_byte(pc)  # else the int3 behind the hook is asked next
+        ):
             self._skip_breakpoint = None
         if not wanted or self.trap_client is None:
             return None
