@@ -20,7 +20,8 @@ Handler = TypeVar("Handler", bound=Callable[..., Any])
 class Declaration:
     """One packet of the table.
 
-    `feature` is its word in our qSupported reply. With `negotiated`, that word is said only to a client that said it.
+    `feature` is its word in our qSupported reply. With `negotiated`, that word is said only to a client that said it;
+    those of `also` are said to all.
     `anytime` packets are answered while the guest runs, and to a client that is not (yet) the debugger. A packet whose
     attribute `requires` of the session is None is unknown to that session and not announced.
     """
@@ -30,6 +31,7 @@ class Declaration:
     negotiated: bool = False
     anytime: bool = False
     requires: str | None = None
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +52,14 @@ def packet(
     negotiated: bool = False,
     anytime: bool = False,
     requires: str | None = None,
+    also: tuple[str, ...] = (),
 ) -> Callable[[Handler], Handler]:
     """Declare the decorated method the handler of packet `name`; may be given several times on one method.
 
     The handler is called with what follows the name, without the separator. Names are whole words: "vCont" does not
     catch "vContX"; "qXfer:features:read" and "vFile:open" are names too.
     """
-    declaration = Declaration(name, feature, negotiated, anytime, requires)
+    declaration = Declaration(name, feature, negotiated, anytime, requires, also)
 
     def mark(handler: Handler) -> Handler:
         setattr(handler, _MARK, (declaration, *getattr(handler, _MARK, ())))
@@ -70,11 +73,12 @@ _LONGEST = 3  # separators looked at: "qXfer:features:read:..."
 
 
 class PacketTable(Generic[Owner]):
-    """All declarations of a class, for look-up and for qSupported."""
+    """All declarations of a class and its bases, for look-up and for qSupported."""
 
     def __init__(self, owner: type[Owner]) -> None:
         self._entries: dict[bytes, Entry] = {}
-        for attribute, member in vars(owner).items():
+        members = {name: member for part in reversed(owner.__mro__) for name, member in vars(part).items()}
+        for attribute, member in members.items():
             for declaration in getattr(member, _MARK, ()):
                 name = declaration.name.encode()
                 if name in self._entries:
@@ -94,13 +98,14 @@ class PacketTable(Generic[Owner]):
 
     def features(self, owner: Owner, announced: frozenset[str]) -> list[str]:
         """The words of a qSupported reply to a client that `announced` these."""
-        return [
-            declaration.feature
-            for declaration in (entry.declaration for entry in self)
-            if declaration.feature is not None
-            and self._available(owner, declaration)
-            and (not declaration.negotiated or declaration.feature in announced)
-        ]
+        words: list[str] = []
+        for declaration in (entry.declaration for entry in self):
+            if not self._available(owner, declaration):
+                continue
+            if declaration.feature is not None and (not declaration.negotiated or declaration.feature in announced):
+                words.append(declaration.feature)
+            words.extend(declaration.also)
+        return words
 
     @staticmethod
     def _available(owner: Owner, declaration: Declaration) -> bool:
@@ -156,3 +161,17 @@ def unhex(text: bytes) -> bytes:
         return binascii.unhexlify(text)
     except binascii.Error as error:
         raise PacketError("pairs of hexadecimal digits are expected") from error
+
+
+_EXPRESSION = re.compile(rb"X([0-9a-fA-F]{1,8}),")
+
+
+def expression(text: bytes) -> tuple[bytes, bytes]:
+    """The code of the agent expression (`X length,hex digits`) that `text` begins with, and what follows it."""
+    match = _EXPRESSION.match(text)
+    if match is None:
+        raise PacketError("an agent expression is expected")
+    end = match.end() + 2 * int(match[1], 16)
+    if end > len(text):
+        raise PacketError("an agent expression is shorter than its length says")
+    return unhex(text[match.end() : end]), text[end:]

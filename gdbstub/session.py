@@ -19,6 +19,8 @@ from typing import Final, TypeAlias
 from emu.arch import Arch, Register, target_xml
 from emu.iface import Breakpoint, Machine, MachineError, MemoryFault, Step, Stop
 from gdbstub import stops
+from gdbstub.agent import Agent, StateVariables
+from gdbstub.conditions import Decision, decision
 from gdbstub.files import FileError, FileTree, OpenFiles
 from gdbstub.monitor import Monitor
 from gdbstub.packets import PacketError, PacketTable, fields, number, packet, pair, unhex
@@ -28,7 +30,7 @@ MONITOR_STATUS: Final = "monitor-status+"
 """Our own feature word: a client that says it gets E01 after the text of a refused `qRcmd`, where gdb gets OK."""
 
 MAX_BREAKPOINTS: Final = 4096
-MAX_WAITING_LINES: Final = 4096  # of a trace stream the client does not keep up with; the oldest go first
+MAX_WAITING_LINES: Final = 4096  # of output that the client does not keep up with; the oldest go first
 PROCESS: Final = 1
 THREAD: Final = 1
 
@@ -99,9 +101,12 @@ class Session:
         self._packet_size = packet_size
         self._wake = wake
         self._client: frozenset[str] = frozenset()
-        self._breakpoints: set[tuple[int, bool]] = set()
+        self._breakpoints: dict[tuple[int, bool], Decision | None] = {}
+        self._agent = Agent(machine, arch, StateVariables(), self._print)
         self._last_stop: Stop | None = None
+        self._closed = False
         self._output: deque[str] = deque(maxlen=MAX_WAITING_LINES)
+        self._lost = 0  # of these, since the client was told last
         self._description = target_xml(arch).encode()
 
     # ------------------------------------------------------------------------------------------------- for the server
@@ -147,7 +152,9 @@ class Session:
                 return stop
             for hardware in (False, True):
                 if (stop.pc, hardware) in self._breakpoints:
-                    return Breakpoint(stop.pc, hardware)
+                    decide = self._breakpoints[stop.pc, hardware]
+                    if decide is None or decide():
+                        return Breakpoint(stop.pc, hardware)
 
     def stopped(self, stop: Stop) -> tuple[bytes, ...]:
         """The payloads that tell of the end of a resume: console text where gdb has no word for it, then the reply."""
@@ -160,13 +167,20 @@ class Session:
         for vaddr, hardware in self._breakpoints:
             self._machine.remove_breakpoint(vaddr, hardware)
         self._breakpoints.clear()
-        self.attached = False
+        self.attached, self._closed = False, True
         if self.monitor is not None:
             self.monitor.end_stream(self.stream)
 
     def stream(self, line: str) -> None:
         """Keep a line for this client: it is sent while the guest runs, when gdb takes console text."""
-        self._output.append(line)
+        self._print(line + "\n")
+
+    def _print(self, text: str) -> None:
+        """Keep text for this client, if it is there still: a breakpoint's commands may outlive it."""
+        if self._closed:
+            return
+        self._lost += len(self._output) == self._output.maxlen
+        self._output.append(text)
         self._wake()
 
     def take_output(self) -> tuple[bytes, ...]:
@@ -174,7 +188,10 @@ class Session:
         lines = []
         while self._output:
             lines.append(self._output.popleft())
-        return tuple(self._console("".join(line + "\n" for line in lines)))
+        if self._lost:
+            lines.insert(0, f"({self._lost} lines are lost: they came faster than they could be sent.)\n")
+            self._lost = 0
+        return tuple(self._console("".join(lines)))
 
     # ---------------------------------------------------------------------------------------------------- negotiation
 
@@ -363,7 +380,8 @@ class Session:
 
     # ----------------------------------------------------------------------------------------------------- breakpoints
 
-    @packet("Z0", feature="swbreak+", negotiated=True)  # the reason word of its stops
+    # The words are those of its stops' reason, and of what may stand behind the address.
+    @packet("Z0", feature="swbreak+", negotiated=True, also=("ConditionalBreakpoints+", "BreakpointCommands+"))
     def _insert_software(self, rest: bytes) -> bytes:
         return self._insert(rest, hardware=False)
 
@@ -380,18 +398,20 @@ class Session:
         return self._remove(rest, hardware=True)
 
     def _insert(self, rest: bytes, *, hardware: bool) -> bytes:
-        vaddr = _breakpoint_address(rest)
+        place, _, options = rest.partition(b";")
+        vaddr, _kind = pair(place)
         if len(self._breakpoints) >= MAX_BREAKPOINTS and (vaddr, hardware) not in self._breakpoints:
             raise PacketError(f"no more than {MAX_BREAKPOINTS} breakpoints")
-        self._machine.insert_breakpoint(vaddr, hardware)
-        self._breakpoints.add((vaddr, hardware))
+        decide = decision(vaddr, options, self._agent, self.stream)
+        self._machine.insert_breakpoint(vaddr, hardware, decide)
+        self._breakpoints[vaddr, hardware] = decide
         return b"OK"
 
     def _remove(self, rest: bytes, *, hardware: bool) -> bytes:
-        vaddr = _breakpoint_address(rest)
+        vaddr, _kind = pair(rest)
         if (vaddr, hardware) in self._breakpoints:
             self._machine.remove_breakpoint(vaddr, hardware)
-            self._breakpoints.discard((vaddr, hardware))
+            del self._breakpoints[vaddr, hardware]
         return b"OK"
 
     # ----------------------------------------------------------------------------------------------------------- files
@@ -516,12 +536,6 @@ def _check_thread(text: bytes) -> None:
     match = _THREAD_ID.fullmatch(text)
     if match is None or not {b"-1", b"0", b"1", b"01", None}.issuperset(match.groups()):
         raise PacketError("no such thread")
-
-
-def _breakpoint_address(rest: bytes) -> int:
-    """`addr,kind`; the conditions and commands that may follow were not announced, so they are refused, not dropped."""
-    vaddr, _kind = pair(rest)
-    return vaddr
 
 
 def _path(text: bytes) -> str:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import fnmatch
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from emu.arch import Arch
@@ -137,6 +137,7 @@ class FakeMachine:
         self.symbols = FakeSymbols(FakeSymbol("start", CODE, 6), FakeSymbol("start_kernel", CODE + 6, 2))
         self.instructions = 0
         self.breakpoints: set[tuple[int, bool]] = set()
+        self.conditions: dict[tuple[int, bool], Callable[[], bool] | None] = {}
         self.trap_client = None
         self.threads: set[int] = set()
         self._stop = threading.Event()
@@ -162,7 +163,8 @@ class FakeMachine:
         start = self.instructions
         while not self._stopped():
             for hardware in (False, True):
-                if (self.pc, hardware) in self.breakpoints:
+                condition = self.conditions.get((self.pc, hardware))
+                if (self.pc, hardware) in self.breakpoints and (condition is None or condition()):
                     return Breakpoint(self.pc, hardware)
             if budget is not None and self.instructions - start >= budget:
                 return Budget(budget)
@@ -181,8 +183,11 @@ class FakeMachine:
     def request_stop(self) -> None:
         self._stop.set()
 
-    def insert_breakpoint(self, vaddr: int, hardware: bool = False) -> None:
+    def insert_breakpoint(
+        self, vaddr: int, hardware: bool = False, condition: Callable[[], bool] | None = None
+    ) -> None:
         self.breakpoints.add((vaddr, hardware))
+        self.conditions[vaddr, hardware] = condition
 
     def remove_breakpoint(self, vaddr: int, hardware: bool = False) -> None:
         self.breakpoints.discard((vaddr, hardware))
