@@ -214,6 +214,7 @@ _MAX_DUMP = 0x10000
 _FORMAT = re.compile(r"(\d*)([xduoci]?)([bhwg]?)([xduoci]?)")
 _SIZES = {"b": 1, "h": 2, "w": 4, "g": 8}
 _KPROBE_OPTIONS = {"disabled": None, "arm": "int3|hook"}
+_KRETPROBE_OPTIONS = {**_KPROBE_OPTIONS, "maxactive": "N", "shadow": None, "trampoline": None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,15 +321,22 @@ class Monitor:
     def probe_add(self, arguments: Arguments) -> Sequence[str]:
         return self._probes().add("kprobe", arguments.words["DEF"], arguments.options)
 
+    @command("kretprobe add [OPTIONS] DEF", "register a return probe: `r` line or SYMBOL%return", _KRETPROBE_OPTIONS)
+    def return_probe_add(self, arguments: Arguments) -> Sequence[str]:
+        return self._probes().add("kretprobe", arguments.words["DEF"], arguments.options)
+
     @command("kprobe list", "the probes, their state and hits")
+    @command("kretprobe list", "the same")
     def probe_list(self, _arguments: Arguments) -> Sequence[str]:
         return self._probes().list()
 
     @command("kprobe info NAME", "all about one probe")
+    @command("kretprobe info NAME", "the same, with what became of every entry")
     def probe_info(self, arguments: Arguments) -> Sequence[str]:
         return self._probes().info(arguments.words["NAME"])
 
     @command("kprobe enable|disable|del NAME|GLOB|all", "switch probes on or off, or remove them")
+    @command("kretprobe enable|disable|del NAME|GLOB|all", "the same")
     def probe_change(self, arguments: Arguments) -> Sequence[str]:
         probes = self._probes()
         act = {"enable": probes.enable, "disable": probes.disable, "del": probes.delete}[arguments.choice]

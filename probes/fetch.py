@@ -63,11 +63,12 @@ class UnknownTask:
 
 @dataclass(frozen=True, slots=True)
 class FetchContext:
-    """What closures are compiled against."""
+    """What closures are compiled against. `ip_offset` is what %ip shows beyond pc: 1 in a breakpoint's frame."""
 
     machine: Machine
     convention: Convention
     tasks: TaskInfo
+    ip_offset: int = 1
 
     def describe(self, address: int) -> str:
         """%pS: `name+0xoffset/0xsize`, or the bare address."""
@@ -142,7 +143,8 @@ def _register(name: str, context: FetchContext) -> _Number:
         register = convention.registers[name]
         return lambda cpu: cpu.gpr[register] & mask
     if name == "ip":
-        return lambda cpu: cpu.pc + 1 & mask  # a breakpoint's frame points behind its int3
+        beyond = context.ip_offset
+        return lambda cpu: cpu.pc + beyond & mask
     if name == "flags":
         return lambda cpu: cpu.eflags
     if name == "orig_ax":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import fnmatch
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from emu.iface import Machine
@@ -18,16 +18,19 @@ from probes.arch import Convention
 from probes.arch.x86 import X86Arch
 from probes.core import Arm, Kprobe, Kprobes
 from probes.errors import ProbeError
-from probes.expr import Refusal
-from probes.fetch import FetchContext, Fetcher, TaskInfo, UnknownTask, compile_fetch
+from probes.expr import Argument, Deref, Node, Refusal
+from probes.fetch import FetchContext, Fetcher, TaskInfo, compile_fetch
+from probes.kretprobe import Kretprobe, Kretprobes
 from probes.lookup import did_you_mean
 from probes.regs import Regs
-from probes.spec import Place, ProbeSpec, parse
+from probes.spec import MAX_MAXACTIVE, Place, ProbeSpec, parse
+from probes.tasks import find_tasks
 from probes.trace import Record, TraceRing
 
 _EFLAGS_IF: Final = 0x200
 _OPTIONS: Final = frozenset(("arm", "disabled", "pid", "comm"))
-_LATER: Final = frozenset(("pre", "post", "entry", "maxactive", "shadow", "trampoline"))
+_RETURN_OPTIONS: Final = frozenset(("maxactive", "shadow", "trampoline"))
+_LATER: Final = frozenset(("pre", "post", "entry"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,19 +50,24 @@ class _Event:
     """A named event: one definition per place it stands on, each with its probe."""
 
     name: str
-    parts: list[tuple[ProbeSpec, Kprobe]] = field(default_factory=list)
+    parts: list[tuple[ProbeSpec, Kprobe | Kretprobe]] = field(default_factory=list)
+
+    @property
+    def kind(self) -> str:
+        return "kretprobe" if self.parts[0][0].is_return else "kprobe"
 
     @property
     def hits(self) -> int:
-        return sum(probe.hits for _, probe in self.parts)
+        """As kprobe_profile counts: an event of a return probe happens at the return."""
+        return sum(probe.returned if isinstance(probe, Kretprobe) else probe.hits for _, probe in self.parts)
 
     @property
     def missed(self) -> int:
-        return sum(probe.nmissed for _, probe in self.parts)
+        return sum(probe.missed if isinstance(probe, Kretprobe) else probe.nmissed for _, probe in self.parts)
 
     @property
     def enabled(self) -> bool:
-        return not all(probe.disabled for _, probe in self.parts)
+        return not all(_kprobe(probe).disabled for _, probe in self.parts)
 
 
 class _SymbolScope:
@@ -100,9 +108,12 @@ class Manager:
         self.trace = TraceRing()
         self._machine = machine
         self._convention = arch.convention
-        self._context = FetchContext(machine, arch.convention, tasks or UnknownTask())
+        known = find_tasks(machine)
+        self._context = FetchContext(machine, arch.convention, tasks or known)
         self._scope = _SymbolScope(machine, arch.convention)
         self._kprobes = Kprobes(machine, arch, arm, settled)
+        self._kretprobes = Kretprobes(machine, arch, self._kprobes, known)
+        self._shadow = known.is_linux  # how events follow returns where nobody says
         self._events: dict[str, _Event] = {}
         machine.trap_client = self._kprobes
 
@@ -116,28 +127,48 @@ class Manager:
 
     # ----------------------------------------------------------------------------------------------- probes as objects
 
-    def register(self, probe: Kprobe) -> None:
+    def register(self, probe: Kprobe | Kretprobe) -> None:
         """ProbeError with the kernel's errno where it is refused; nothing has changed then."""
-        self._kprobes.register(probe)
+        if isinstance(probe, Kretprobe):
+            self._kretprobes.register(probe)
+        else:
+            self._kprobes.register(probe)
 
-    def register_many(self, probes: Iterable[Kprobe]) -> None:
-        """All or nothing."""
-        self._kprobes.register_many(probes)
+    def register_many(self, probes: Iterable[Kprobe | Kretprobe]) -> None:
+        """All or nothing, as register_kprobes() and register_kretprobes(); EINVAL for none at all."""
+        wanted = list(probes)
+        if not wanted:
+            raise ProbeError(errno.EINVAL, "no probes to register")
+        done: list[Kprobe | Kretprobe] = []
+        try:
+            for probe in wanted:
+                self.register(probe)
+                done.append(probe)
+        except ProbeError:
+            for probe in reversed(done):
+                self.unregister(probe)
+            raise
 
-    def unregister(self, probe: Kprobe) -> None:
-        self._kprobes.unregister(probe)
+    def unregister(self, probe: Kprobe | Kretprobe) -> None:
+        if isinstance(probe, Kretprobe):
+            self._kretprobes.unregister(probe)
+        else:
+            self._kprobes.unregister(probe)
 
     # ------------------------------------------------------------------------------------------------- events by name
 
     def add(self, kind: str, definition: str, options: Mapping[str, str | bool | int] | None = None) -> list[str]:
         """Define an event from the kernel's own line and arm it; the answer says what was made.
 
-        `kind` is "kprobe". Options: arm (auto, int3, hook), disabled, pid, comm (a glob).
+        `kind` is "kprobe" for a `p` or an `r` line, "kretprobe" for one that means a return. Options: arm (auto, int3,
+        hook), disabled, pid, comm (a glob); of return probes maxactive, and shadow or trampoline.
         """
-        if kind != "kprobe":
+        if kind not in ("kprobe", "kretprobe"):
             raise ProbeError(errno.EOPNOTSUPP, f"{kind} is not available")
-        chosen = _checked(options or {})
         spec = self._parse(definition)
+        if kind == "kretprobe" and not spec.is_return:
+            raise ProbeError(errno.EINVAL, "this line is no return probe", definition=spec.definition, column=0)
+        chosen = _checked(options or {}, spec.is_return)
         event = self._events.get(spec.name) or _Event(spec.name)
         _check_same_shape(event, spec)
         probe = Kprobe(
@@ -147,19 +178,21 @@ class Manager:
             disabled=bool(chosen.get("disabled")),
             arm=_arm(chosen.get("arm", "auto")),
         )
-        probe.pre_handler = self._recorder(spec, chosen)
+        made = self._for_returns(spec, probe, chosen) if spec.is_return else self._for_hits(spec, probe, chosen)
         try:
-            self._kprobes.register(probe)
+            self.register(made)
         except ProbeError as error:
             raise error.at(spec.definition, spec.definition.index(" ") + 1) from None
-        event.parts.append((spec, probe))
+        if isinstance(made, Kretprobe):
+            spec = replace(spec, maxactive=made.maxactive)
+        event.parts.append((spec, made))
         self._events[spec.name] = event
-        return [spec.listing(), *(f"note: {note}" for note in probe.notes)]
+        return [spec.listing(), *(f"note: {note}" for note in made.notes)]
 
     def status(self) -> list[EventStatus]:
         """Every event in numbers, in the order of definition."""
         return [
-            EventStatus(event.name, "kprobe", str(event.parts[0][0].place), event.hits, event.missed, event.enabled)
+            EventStatus(event.name, event.kind, str(event.parts[0][0].place), event.hits, event.missed, event.enabled)
             for event in self._events.values()
         ]
 
@@ -170,18 +203,21 @@ class Manager:
             state = "enabled" if event.enabled else "disabled"
             lines.append(f"{event.name}: {state}, {event.hits} hits, {event.missed} missed")
             for spec, probe in event.parts:
-                back_end = self._kprobes.back_end(probe)
+                kprobe = _kprobe(probe)
+                back_end = self._kprobes.back_end(kprobe)
                 how = "not armed" if back_end is None else back_end.value
                 lines.append(f"  {spec.listing()}")
-                lines.append(f"    at {probe.address or 0:#x}, {how}")
+                lines.append(f"    at {kprobe.address or 0:#x}, {how}")
+                if isinstance(probe, Kretprobe):
+                    lines.append(f"    by {'shadow' if probe.shadow else 'trampoline'}: {probe.accounting()}")
                 lines.extend(f"    note: {note}" for note in probe.notes)
         return lines
 
-    def enable(self, target: Kprobe | str) -> list[str]:
+    def enable(self, target: Kprobe | Kretprobe | str) -> list[str]:
         """A probe, or every event whose name matches: EVENT, GROUP/EVENT, a glob, or "all"."""
         return self._switch(target, self._kprobes.enable)
 
-    def disable(self, target: Kprobe | str) -> list[str]:
+    def disable(self, target: Kprobe | Kretprobe | str) -> list[str]:
         return self._switch(target, self._kprobes.disable)
 
     def delete(self, pattern: str) -> list[str]:
@@ -189,7 +225,7 @@ class Manager:
         gone = self._matching(pattern)
         for event in gone:
             for _, probe in event.parts:
-                self._kprobes.unregister(probe)
+                self.unregister(probe)
             del self._events[event.name]
         return [event.name for event in gone]
 
@@ -203,22 +239,43 @@ class Manager:
             if error.token == Refusal.BAD_PROBE_ADDR.name and len(words) > 1:
                 error.hint = did_you_mean(self._machine, words[1].partition("+")[0])
             raise
-        if spec.is_return:
-            raise ProbeError(errno.EOPNOTSUPP, "return probes are not available")
+        for index, arg in enumerate(spec.args):
+            if spec.is_return and _is_argument(arg.node):
+                reason = "arguments of the entry are not available at the return"
+                raise ProbeError(errno.EOPNOTSUPP, reason).at(spec.definition, _column(spec, index))
         if spec.place.module is not None:
             raise ProbeError(errno.ENOENT, f"module {spec.place.module} is not known")
         return spec
 
-    def _recorder(self, spec: ProbeSpec, options: Mapping[str, str | bool | int]) -> Callable[[Kprobe, Regs], None]:
-        """The pre-handler of an event: fetch its arguments and append a record."""
-        fetchers: list[tuple[str, str, Fetcher]] = [
-            (arg.name, arg.type.name, compile_fetch(arg, self._context)) for arg in spec.args
-        ]
-        context, trace, clock = self._context, self.trace, self._machine.clock
-        pid, comm = options.get("pid"), options.get("comm")
-        where = _describe(spec.place, context)
+    def _for_hits(self, spec: ProbeSpec, probe: Kprobe, options: Mapping[str, str | bool | int]) -> Kprobe:
+        """`probe` with the handler of an event."""
+        record = self._recorder(spec, options, self._context)
+        where = _describe(spec.place, self._context)
+        probe.pre_handler = lambda kp, regs: record(regs, kp.address or 0, where)
+        return probe
 
-        def record(probe: Kprobe, regs: Regs) -> None:
+    def _for_returns(self, spec: ProbeSpec, probe: Kprobe, options: Mapping[str, str | bool | int]) -> Kretprobe:
+        """A return probe on `probe` with the handler of an event; its place reads `RETURNED-TO <- FUNCTION`."""
+        record = self._recorder(spec, options, replace(self._context, ip_offset=0))
+        describe, function = self._context.describe, str(spec.place)
+        return Kretprobe(
+            kp=probe,
+            handler=lambda ri, regs: record(regs, ri.ret_addr, f"{describe(ri.ret_addr)} <- {function}"),
+            maxactive=_maxactive(options.get("maxactive")) or spec.maxactive,
+            shadow=bool(options.get("shadow") or (self._shadow and not options.get("trampoline"))),
+        )
+
+    def _recorder(
+        self, spec: ProbeSpec, options: Mapping[str, str | bool | int], context: FetchContext
+    ) -> Callable[[Regs, int, str], None]:
+        """What an event's handler calls with the registers, the address and the place: fetch, and append a record."""
+        fetchers: list[tuple[str, str, Fetcher]] = [
+            (arg.name, arg.type.name, compile_fetch(arg, context)) for arg in spec.args
+        ]
+        trace, clock = self.trace, self._machine.clock
+        pid, comm = options.get("pid"), options.get("comm")
+
+        def record(regs: Regs, ip: int, where: str) -> None:
             cpu = regs.cpu
             task = context.tasks.current(cpu)
             if pid is not None and task.pid != int(pid):
@@ -235,7 +292,7 @@ class Manager:
                     pid=task.pid,
                     cpu=0,
                     irqs_off=not cpu.eflags & _EFLAGS_IF,
-                    ip=probe.address or 0,
+                    ip=ip,
                     where=where,
                     arguments=tuple((name, kind, fetch(cpu)) for name, kind, fetch in fetchers),
                 )
@@ -255,14 +312,14 @@ class Manager:
             raise ProbeError(errno.ENOENT, f"no event matches {pattern}")
         return found
 
-    def _switch(self, target: Kprobe | str, change: Callable[[Kprobe], None]) -> list[str]:
-        if isinstance(target, Kprobe):
-            change(target)
+    def _switch(self, target: Kprobe | Kretprobe | str, change: Callable[[Kprobe], None]) -> list[str]:
+        if not isinstance(target, str):
+            change(_kprobe(target))
             return []
         events = self._matching(target)
         for event in events:
             for _, probe in event.parts:
-                change(probe)
+                change(_kprobe(probe))
         return [event.name for event in events]
 
     # Last, because from here on `list` means this method in the class's annotations.
@@ -271,22 +328,47 @@ class Manager:
         return [spec.listing() for event in self._events.values() for spec, _ in event.parts]
 
 
+def _is_argument(node: Node) -> bool:
+    while isinstance(node, Deref):
+        node = node.inner
+    return isinstance(node, Argument)
+
+
+def _kprobe(probe: Kprobe | Kretprobe) -> Kprobe:
+    """What stands at the address: the probe itself, or a return probe's entry."""
+    return probe.kp if isinstance(probe, Kretprobe) else probe
+
+
 def _describe(place: Place, context: FetchContext) -> str:
     if place.symbol is None:
         return context.describe(place.address or 0)
     return context.describe(context.machine.symbols.lookup(place.symbol)[0].address + place.offset)
 
 
-def _checked(options: Mapping[str, str | bool | int]) -> Mapping[str, str | bool | int]:
+def _checked(options: Mapping[str, str | bool | int], is_return: bool) -> Mapping[str, str | bool | int]:
     for name in options:
-        if name in _LATER:
+        if name in _LATER or (name in _RETURN_OPTIONS and not is_return):
             raise ProbeError(errno.EOPNOTSUPP, f"--{name} is not available for this probe")
+        if name in _RETURN_OPTIONS:
+            continue
         if name not in _OPTIONS:
             raise ProbeError(errno.EINVAL, f"unknown option --{name}")
     pid = options.get("pid")
     if isinstance(pid, str) and not pid.isdecimal():
         raise ProbeError(errno.EINVAL, "--pid takes a number")
+    if options.get("shadow") and options.get("trampoline"):
+        raise ProbeError(errno.EINVAL, "--shadow and --trampoline are two ways of the same")
     return options
+
+
+def _maxactive(value: str | bool | int | None) -> int:
+    """The number that --maxactive gave, 0 without it."""
+    if value is None:
+        return 0
+    text = str(value)
+    if not text.isdecimal() or not 1 <= int(text) <= MAX_MAXACTIVE:
+        raise ProbeError(errno.EINVAL, f"--maxactive takes a number from 1 to {MAX_MAXACTIVE}")
+    return int(text)
 
 
 def _arm(value: str | bool | int) -> Arm:
@@ -301,6 +383,14 @@ def _check_same_shape(event: _Event, spec: ProbeSpec) -> None:
     if not event.parts:
         return
     first = event.parts[0][0]
+    if first.is_return != spec.is_return:
+        raise ProbeError(
+            errno.EEXIST,
+            "Probe type is different from existing probe",
+            definition=spec.definition,
+            column=0,
+            token="DIFF_PROBE_TYPE",
+        )
     for index, (old, new) in enumerate(zip(first.args, spec.args, strict=False)):
         if (old.name, old.type) != (new.name, new.type):
             raise _different(spec, index)
@@ -317,12 +407,16 @@ def _check_same_shape(event: _Event, spec: ProbeSpec) -> None:
 
 
 def _different(spec: ProbeSpec, index: int) -> ProbeError:
-    words = spec.definition.split(" ")
-    column = min(sum(len(word) + 1 for word in words[: index + 2]), len(spec.definition))
     return ProbeError(
         errno.EEXIST,
         "Argument type or name is different from existing probe",
         definition=spec.definition,
-        column=column,
+        column=_column(spec, index),
         token="DIFF_ARG_TYPE",
     )
+
+
+def _column(spec: ProbeSpec, index: int) -> int:
+    """Where argument `index` begins in the definition, or where a further one would."""
+    words = spec.definition.split(" ")
+    return min(sum(len(word) + 1 for word in words[: index + 2]), len(spec.definition))

@@ -108,7 +108,7 @@ def test_option_without_its_value_is_refused(monitor: Monitor):
 
 def test_unknown_command_suggests_the_nearest(monitor: Monitor):
     """One line, with a way on."""
-    assert refusal(monitor, "kprob list") == "unknown command 'kprob'; did you mean kprobe? (try `help`)"
+    assert refusal(monitor, "kprob list") == "unknown command 'kprob'; did you mean kprobe, kretprobe? (try `help`)"
 
 
 def test_wrong_shape_shows_the_usage(monitor: Monitor):

@@ -178,7 +178,11 @@ def test_an_unknown_symbol_brings_a_suggestion(manager: Manager) -> None:
     ("kind", "definition", "options"),
     [
         ("uprobe", "p /bin/sh:1", {}),
-        ("kprobe", "r open", {}),
+        ("kretprobe", "p open", {}),
+        ("kretprobe", "r open n=$arg1", {}),
+        ("kretprobe", "r open", {"maxactive": "0"}),
+        ("kretprobe", "r open", {"shadow": True, "trampoline": True}),
+        ("kprobe", "p open", {"shadow": True}),
         ("kprobe", "p open", {"post": "handler"}),
         ("kprobe", "p open", {"arm": "laser"}),
         ("kprobe", "p open", {"pid": "x"}),
