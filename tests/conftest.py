@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from hypothesis import settings
 
+from tests.support.coverage_floor import pytest_configure
 from tests.support.kernels import kernel, linux
+from tests.support.noskip import pytest_make_collect_report, pytest_runtest_makereport
 
-__all__ = ["kernel", "linux"]
+__all__ = ["kernel", "linux", "pytest_configure", "pytest_make_collect_report", "pytest_runtest_makereport"]
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.load_profile("repeatable")

@@ -75,6 +75,12 @@ class Child:
             pass
         return self.process.wait(0.1)
 
+    def rest(self, seconds: float) -> None:
+        """Let it run for so long, reading what it writes."""
+        end = time.monotonic() + seconds
+        while self._read(end):
+            pass
+
     def cpu_seconds(self) -> float:
         """Processor time it has used (proc(5), /proc/PID/stat, fields 14 and 15)."""
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
