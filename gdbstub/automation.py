@@ -83,6 +83,7 @@ class GdbSession:
         self._stops: deque[Stopped] = deque()
         self._results: dict[int, dict[str, Any]] = {}
         self._token = 0
+        self._running = (0, "")  # token and text of the command that let the target run last
         self._text: list[str] = []  # what the command in progress printed
         self.stop: Stopped | None = None
 
@@ -121,8 +122,14 @@ class GdbSession:
         return str(payload["value"])
 
     def wait_stop(self, timeout: float | None = None) -> Stopped:
-        """The next stop that was not waited for yet, one for each time the target has run; GdbTimeout."""
-        self._receive(lambda: bool(self._stops), "a stop", timeout)
+        """The next stop that was not waited for yet, one for each time the target has run.
+
+        GdbTimeout; GdbError where gdb found only after `resume` that it cannot let the target run.
+        """
+        token, command = self._running
+        self._receive(lambda: bool(self._stops) or token in self._results, "a stop", timeout)
+        if not self._stops:
+            raise GdbError(command, self._results.pop(token)["payload"]["msg"], "".join(self._text))
         self.stop = self._stops.popleft()
         return self.stop
 
@@ -164,6 +171,8 @@ class GdbSession:
         result = self._results.pop(token)
         if result["message"] == "error":
             raise GdbError(shown, result["payload"]["msg"], "".join(self._text))
+        if result["message"] == "running":
+            self._running = (token, shown)
         return result["payload"] or {}
 
     def _receive(self, done: Callable[[], bool], awaited: str, timeout: float | None) -> None:

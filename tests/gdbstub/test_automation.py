@@ -53,7 +53,7 @@ def test_monitor_text_comes_back(served: Served):
 def test_a_refused_command_is_an_error_with_gdbs_reason(served: Served):
     """And the session goes on."""
     with gdb_session(served.address) as gdb:
-        with pytest.raises(GdbError, match='No symbol table is loaded|No symbol "nowhere"') as caught:
+        with pytest.raises(GdbError, match='No symbol "nowhere"') as caught:
             gdb.execute("print nowhere")
         assert caught.value.command == "print nowhere"
         assert gdb.evaluate("1 + 1") == "2"
@@ -76,7 +76,10 @@ def test_a_gdb_that_dies_is_an_error_at_once(served: Served):
 
 
 def test_a_stub_that_is_not_there_is_an_error():
-    with pytest.raises(GdbError, match="target remote 127.0.0.1:1: .*Connection refused"), gdb_session("127.0.0.1:1"):
+    with (
+        pytest.raises(GdbError, match=r"target remote 127\.0\.0\.1:1: .*Connection refused"),
+        gdb_session("127.0.0.1:1"),
+    ):
         pass
 
 
