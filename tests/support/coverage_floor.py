@@ -11,6 +11,7 @@ import pytest
 def pytest_configure(config: pytest.Config) -> None:
     """Take the floor away where only some tests were asked for."""
     coverage = config.pluginmanager.get_plugin("_cov")
-    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
-    if coverage is not None and (not whole or config.option.keyword or config.option.markexpr or config.option.lf):
+    narrowed = any(config.getoption(name, None) for name in ("keyword", "markexpr", "lf", "deselect", "maxfail"))
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not narrowed
+    if coverage is not None and not whole:
         coverage.options.cov_fail_under = 0
