@@ -33,6 +33,7 @@ from gdbstub.server import Server
 from gdbstub.services import MachineInspector, NamedSnapshots, TraceText, disassembler
 from gdbstub.session import Session
 from gdbstub.terminal import say, show_status
+from gdbstub.tracepoints import Tracing
 from probes.errors import ProbeError
 from probes.linux.tasks import linux_tasks
 from probes.manager import Manager
@@ -289,8 +290,11 @@ class Program:
         )
         files = self._files()
 
+        arch = machine.registers.arch
+        tracing = Tracing(machine, arch, self.probes)
+
         def new_session(wake: Callable[[], None]) -> Session:
-            return Session(machine, machine.registers.arch, files=files, monitor=monitor, wake=wake)
+            return Session(machine, arch, files=files, monitor=monitor, tracing=tracing, wake=wake)
 
         log = partial(self._log, "rsp") if self._log is not None else None
         return Server(runner, new_session, on_kill=self.end, report=say, waiting=self.options.wait, log=log)

@@ -25,6 +25,8 @@ from gdbstub.files import FileError, FileTree, OpenFiles
 from gdbstub.monitor import Monitor
 from gdbstub.packets import PacketError, PacketTable, fields, number, packet, pair, unhex
 from gdbstub.rsp import MAX_PACKET, fit
+from gdbstub.tracepackets import TracePackets, in_registers
+from gdbstub.tracepoints import Tracing
 
 MONITOR_STATUS: Final = "monitor-status+"
 """Our own feature word: a client that says it gets E01 after the text of a refused `qRcmd`, where gdb gets OK."""
@@ -73,11 +75,11 @@ class Kill:
 Action: TypeAlias = Send | Resume | Detach | Kill
 
 
-class Session:
+class Session(TracePackets):
     """The state of one connection, whether it has become the debugger or only asks monitor commands.
 
-    `wake` is called, in the machine's thread, when `take_output` has something. `files` and `monitor` are shared by all
-    sessions; without them their packets do not exist.
+    `wake` is called, in the machine's thread, when `take_output` has something. `files`, `monitor` and `tracing` are
+    shared by all sessions; without them their packets do not exist.
     """
 
     def __init__(
@@ -87,9 +89,11 @@ class Session:
         *,
         files: FileTree | None = None,
         monitor: Monitor | None = None,
+        tracing: Tracing | None = None,
         packet_size: int = MAX_PACKET,
         wake: Callable[[], None] = lambda: None,
     ) -> None:
+        super().__init__(tracing)
         self.attached = False
         self.rival: str | None = None
         """Who is debugging the machine already, as seen when this client came."""
@@ -102,7 +106,7 @@ class Session:
         self._wake = wake
         self._client: frozenset[str] = frozenset()
         self._breakpoints: dict[tuple[int, bool], Decision | None] = {}
-        self._agent = Agent(machine, arch, StateVariables(), self._print)
+        self._agent = Agent(machine, arch, tracing.variables if tracing else StateVariables(), self._print)
         self._last_stop: Stop | None = None
         self._closed = False
         self._output: deque[str] = deque(maxlen=MAX_WAITING_LINES)
@@ -130,6 +134,8 @@ class Session:
             return Send((b"F-1,%x" % error.errno,))
         except (PacketError, MachineError) as error:
             return self.refuse(str(error))
+        if isinstance(result, Resume):
+            self._leave_frame()
         return Send((result,)) if isinstance(result, bytes) else result
 
     def refuse(self, reason: str) -> Send:
@@ -138,6 +144,10 @@ class Session:
             return Send((b"E01",))
         # Error texts are not unescaped by gdb, so they must not hold what the wire escapes.
         return Send((b"E." + re.sub(r"[^ -~]|[#$}*]", "?", reason).encode(),))
+
+    def _refuse_aloud(self, reason: str) -> Send:
+        """As `refuse`, for packets whose answer gdb lets console text come before: every gdb shows that."""
+        return Send((*self._console(reason + "\n"), *self.refuse(reason).payloads))
 
     def advance(self, resume: Resume) -> Stop:
         """Run the guest as `resume` says. To be called again where somebody else's request ended it early."""
@@ -163,10 +173,15 @@ class Session:
         return (*self._console(explanation), self._stop_reply(stop))
 
     def close(self) -> None:
-        """Undo all that this debugger put into the machine. Idempotent."""
-        for vaddr, hardware in self._breakpoints:
-            self._machine.remove_breakpoint(vaddr, hardware)
+        """Undo all that this debugger put into the machine, but for what it wanted to stay. Idempotent."""
+        for (vaddr, hardware), decide in self._breakpoints.items():
+            if decide is not None and decide.persistent and self.tracing is not None:
+                self.tracing.standing.add((vaddr, hardware))
+            else:
+                self._machine.remove_breakpoint(vaddr, hardware)
         self._breakpoints.clear()
+        if self.tracing is not None and not self.tracing.outlives_debugger:
+            self.tracing.stop("tdisconnected:0")
         self.attached, self._closed = False, True
         if self.monitor is not None:
             self.monitor.end_stream(self.stream)
@@ -330,10 +345,13 @@ class Session:
 
     @packet("g")
     def _read_registers(self, _rest: bytes) -> bytes:
+        if self._frame is not None:
+            return b"".join(in_registers(self._frame))
         return self._arch.pack(self._machine.registers.read_many(self._arch.names)).hex().encode()
 
     @packet("G")
     def _write_registers(self, rest: bytes) -> bytes:
+        self._check_live()
         try:
             values = self._arch.unpack(unhex(rest))
         except ValueError as error:
@@ -344,10 +362,13 @@ class Session:
     @packet("p")
     def _read_register(self, rest: bytes) -> bytes:
         register = self._register(rest)
+        if self._frame is not None:
+            return list(in_registers(self._frame))[number(rest)]
         return self._machine.registers.read(register.name).to_bytes(register.size, "little").hex().encode()
 
     @packet("P")
     def _write_register(self, rest: bytes) -> bytes:
+        self._check_live()
         index, _, value = rest.partition(b"=")
         register = self._register(index)
         data = unhex(value)
@@ -405,13 +426,17 @@ class Session:
         decide = decision(vaddr, options, self._agent, self.stream)
         self._machine.insert_breakpoint(vaddr, hardware, decide)
         self._breakpoints[vaddr, hardware] = decide
+        if self.tracing is not None:
+            self.tracing.standing.discard((vaddr, hardware))
         return b"OK"
 
     def _remove(self, rest: bytes, *, hardware: bool) -> bytes:
         vaddr, _kind = pair(rest)
-        if (vaddr, hardware) in self._breakpoints:
+        left = self.tracing.standing if self.tracing is not None else set()
+        if (vaddr, hardware) in self._breakpoints or (vaddr, hardware) in left:
             self._machine.remove_breakpoint(vaddr, hardware)
-            del self._breakpoints[vaddr, hardware]
+            self._breakpoints.pop((vaddr, hardware), None)
+            left.discard((vaddr, hardware))
         return b"OK"
 
     # ----------------------------------------------------------------------------------------------------------- files
@@ -486,6 +511,8 @@ class Session:
 
     def _read(self, vaddr: int, size: int) -> bytes:
         """Memory up to the first byte that is not there; MemoryFault where that is the first."""
+        if self._frame is not None:
+            return self._trace.read(self._frame, vaddr, size)
         try:
             return self._machine.memory.read(vaddr, size)
         except MemoryFault as fault:
@@ -494,11 +521,16 @@ class Session:
             return self._machine.memory.read(vaddr, fault.address - vaddr)
 
     def _write(self, place: bytes, data: bytes) -> bytes:
+        self._check_live()
         vaddr, size = pair(place)
         if size != len(data):
             raise PacketError(f"{size} bytes announced, {len(data)} sent")
         self._machine.memory.write(vaddr, data)
         return b"OK"
+
+    def _check_live(self) -> None:
+        if self._frame is not None:
+            raise PacketError("a trace frame is selected; what was collected cannot be changed")
 
     def _console(self, text: str) -> Iterator[bytes]:
         """`text` in as many `O` packets as it takes."""

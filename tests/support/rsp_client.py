@@ -102,6 +102,8 @@ class Gdb:
         assert data, f"gdb ended; it said: {self.console[-2000:]}"
         *lines, self._buffer = (self._buffer + data).split(b"\n")
         for line in lines:
+            if line.startswith(b"=traceframe-changed,end"):
+                continue  # "end" without a value, on which pygdbmi fails
             record = gdbmiparser.parse_response(line.decode(errors="replace"))
             record.setdefault("token", None)
             if record["type"] in ("console", "target", "log", "output"):
