@@ -62,6 +62,7 @@ class Kprobe:
         self.fault_handler = fault_handler
         self.disabled = disabled
         self.arm: Arm = arm
+        self.last = False  # a client's: its pre-handler runs after all others, and an address takes one such probe
         self.address: int | None = None
         self.hits = 0
         self.nmissed = 0
@@ -144,7 +145,9 @@ class Kprobes:
         place = self._places.get(address) or _Place(address, self._arch.arch_prepare(address, function))
         if probe.post_handler is not None and (reason := place.prepared.needs_hook) is not None:
             raise ProbeError(errno.EOPNOTSUPP, f"no post_handler can follow this instruction: {reason}")
-        place.probes.insert(0, probe)
+        if probe.last and any(known.last for known in place.probes):
+            raise ProbeError(errno.EEXIST, "one such probe stands there already")
+        place.probes.insert(len(place.probes) if probe.last else 0, probe)
         try:
             self._update(place)
         except ProbeError:

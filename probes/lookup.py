@@ -6,9 +6,38 @@ Rules: reads the machine's symbols and nothing else; imports nothing of `probes`
 from __future__ import annotations
 
 import errno
+from typing import Protocol
 
-from emu.iface import Machine
+from emu.iface import Machine, MemoryFault
+from emu.insn import InvalidInstruction, decode
 from probes.errors import ProbeError
+
+_ENDBR_SIZE = 4
+
+
+class Functions(Protocol):
+    """Guest code by name, from wherever a user may have put it."""
+
+    def check(self, name: str) -> None:
+        """ProbeError ENOENT where nothing has that name."""
+        ...
+
+    def address(self, name: str) -> int:
+        """Where it is in the address space in force: ask at each use."""
+        ...
+
+
+class ImageFunctions:
+    """Functions of the guest's own image."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+
+    def check(self, name: str) -> None:
+        resolve(self._machine, name)
+
+    def address(self, name: str) -> int:
+        return resolve(self._machine, name)
 
 
 def resolve(machine: Machine, target: str | int) -> int:
@@ -19,6 +48,20 @@ def resolve(machine: Machine, target: str | int) -> int:
     if found:
         return found[0].address
     raise ProbeError(errno.ENOENT, f"no symbol {target}", hint=did_you_mean(machine, target))
+
+
+def is_entry(machine: Machine, address: int) -> bool:
+    """A function starts at `address`, or its ENDBR ends there; True where no symbol says anything."""
+    found = machine.symbols.find(address)
+    if found is None or found[1] == 0:
+        return True
+    start = found[0].address
+    if found[1] != _ENDBR_SIZE:
+        return False
+    try:
+        return decode(machine.memory.read(start, _ENDBR_SIZE), start, machine.bits).mnemonic.startswith("endbr")
+    except (MemoryFault, InvalidInstruction):
+        return False
 
 
 def did_you_mean(machine: Machine, name: str) -> str | None:

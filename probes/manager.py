@@ -10,7 +10,7 @@ import errno
 import fnmatch
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, TypeAlias
 
 from emu.iface import Machine
 from emu.insn import InvalidInstruction, decode
@@ -20,9 +20,13 @@ from probes.core import Arm, Kprobe, Kprobes
 from probes.errors import ProbeError
 from probes.expr import Argument, Deref, Node, Refusal
 from probes.fetch import FetchContext, Fetcher, TaskInfo, compile_fetch
-from probes.kretprobe import Kretprobe, Kretprobes
+from probes.guest import GuestHandlers
+from probes.jprobe import Jprobe, Jprobes
+from probes.kretprobe import MAX_DATA_SIZE, Kretprobe, Kretprobes, ReturnInstance
 from probes.lookup import did_you_mean
+from probes.objects import ObjectLoader
 from probes.regs import Regs
+from probes.room import Room
 from probes.spec import MAX_MAXACTIVE, Place, ProbeSpec, parse
 from probes.tasks import find_tasks
 from probes.trace import Record, TraceRing
@@ -30,7 +34,9 @@ from probes.trace import Record, TraceRing
 _EFLAGS_IF: Final = 0x200
 _OPTIONS: Final = frozenset(("arm", "disabled", "pid", "comm"))
 _RETURN_OPTIONS: Final = frozenset(("maxactive", "shadow", "trampoline"))
-_LATER: Final = frozenset(("pre", "post", "entry"))
+_GUEST_OPTIONS: Final = {"kprobe": ("pre", "post"), "kretprobe": ("pre", "post"), "jprobe": ("entry",)}
+
+Probe: TypeAlias = Kprobe | Kretprobe | Jprobe
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,20 +56,20 @@ class _Event:
     """A named event: one definition per place it stands on, each with its probe."""
 
     name: str
-    parts: list[tuple[ProbeSpec, Kprobe | Kretprobe]] = field(default_factory=list)
+    parts: list[tuple[ProbeSpec, Probe]] = field(default_factory=list)
 
     @property
     def kind(self) -> str:
-        return "kretprobe" if self.parts[0][0].is_return else "kprobe"
+        return {Kretprobe: "kretprobe", Jprobe: "jprobe"}.get(type(self.parts[0][1]), "kprobe")
 
     @property
     def hits(self) -> int:
         """As kprobe_profile counts: an event of a return probe happens at the return."""
-        return sum(probe.returned if isinstance(probe, Kretprobe) else probe.hits for _, probe in self.parts)
+        return sum(probe.returned if isinstance(probe, Kretprobe) else _kprobe(probe).hits for _, probe in self.parts)
 
     @property
     def missed(self) -> int:
-        return sum(probe.missed if isinstance(probe, Kretprobe) else probe.nmissed for _, probe in self.parts)
+        return sum(probe.missed if isinstance(probe, Kretprobe) else _kprobe(probe).nmissed for _, probe in self.parts)
 
     @property
     def enabled(self) -> bool:
@@ -112,6 +118,12 @@ class Manager:
         self._context = FetchContext(machine, arch.convention, tasks or known)
         self._scope = _SymbolScope(machine, arch.convention)
         self._kprobes = Kprobes(machine, arch, arm, settled)
+        room = Room(machine.window)
+        self.objects = ObjectLoader(machine, arch.convention.word, room)
+        self._jprobes = Jprobes(machine, arch.convention.word, self._kprobes, self.objects)
+        self.guest = GuestHandlers(
+            machine, arch.convention, self._kprobes.calls, room, self.objects, self._take_out_of_service
+        )
         self._kretprobes = Kretprobes(machine, arch, self._kprobes, known)
         self._shadow = known.is_linux  # how events follow returns where nobody says
         self._events: dict[str, _Event] = {}
@@ -127,19 +139,21 @@ class Manager:
 
     # ----------------------------------------------------------------------------------------------- probes as objects
 
-    def register(self, probe: Kprobe | Kretprobe) -> None:
+    def register(self, probe: Probe) -> None:
         """ProbeError with the kernel's errno where it is refused; nothing has changed then."""
         if isinstance(probe, Kretprobe):
             self._kretprobes.register(probe)
+        elif isinstance(probe, Jprobe):
+            self._jprobes.register(probe)
         else:
             self._kprobes.register(probe)
 
-    def register_many(self, probes: Iterable[Kprobe | Kretprobe]) -> None:
+    def register_many(self, probes: Iterable[Probe]) -> None:
         """All or nothing, as register_kprobes() and register_kretprobes(); EINVAL for none at all."""
         wanted = list(probes)
         if not wanted:
             raise ProbeError(errno.EINVAL, "no probes to register")
-        done: list[Kprobe | Kretprobe] = []
+        done: list[Probe] = []
         try:
             for probe in wanted:
                 self.register(probe)
@@ -149,26 +163,43 @@ class Manager:
                 self.unregister(probe)
             raise
 
-    def unregister(self, probe: Kprobe | Kretprobe) -> None:
+    def unregister(self, probe: Probe) -> None:
         if isinstance(probe, Kretprobe):
             self._kretprobes.unregister(probe)
+        elif isinstance(probe, Jprobe):
+            self._jprobes.unregister(probe)
         else:
             self._kprobes.unregister(probe)
+
+    def load_object(self, data: bytes, name: str, *, link: bool = True) -> list[str]:
+        """Take in a relocatable object; its functions can be guest handlers. -> the names it offers.
+
+        `link` False where the guest has no address space of its own yet. ProbeError ENOEXEC, ENOENT, ENOMEM, ERANGE.
+        """
+        return self.objects.load(data, name, link=link)
+
+    def _take_out_of_service(self, probe: Kprobe, reason: str) -> None:
+        self._kprobes.disable(probe)
+        probe.notes += (f"disabled, because {reason}",)
 
     # ------------------------------------------------------------------------------------------------- events by name
 
     def add(self, kind: str, definition: str, options: Mapping[str, str | bool | int] | None = None) -> list[str]:
         """Define an event from the kernel's own line and arm it; the answer says what was made.
 
-        `kind` is "kprobe" for a `p` or an `r` line, "kretprobe" for one that means a return. Options: arm (auto, int3,
-        hook), disabled, pid, comm (a glob); of return probes maxactive, and shadow or trampoline.
+        `kind` is "kprobe" for a `p` or an `r` line, "kretprobe" for one that means a return, "jprobe" for a `p` line.
+        Options: arm (auto, int3, hook), disabled, pid, comm (a glob); of return probes maxactive, and shadow or
+        trampoline. Guest code, by symbol: pre and post, which are a return probe's entry_handler and handler, and a
+        jprobe's entry.
         """
-        if kind not in ("kprobe", "kretprobe"):
+        if kind not in _GUEST_OPTIONS:
             raise ProbeError(errno.EOPNOTSUPP, f"{kind} is not available")
         spec = self._parse(definition)
         if kind == "kretprobe" and not spec.is_return:
             raise ProbeError(errno.EINVAL, "this line is no return probe", definition=spec.definition, column=0)
-        chosen = _checked(options or {}, spec.is_return)
+        if kind == "jprobe" and spec.is_return:
+            raise ProbeError(errno.EINVAL, "this line is no jprobe", definition=spec.definition, column=0)
+        chosen = _checked(options or {}, "kretprobe" if spec.is_return else kind)
         event = self._events.get(spec.name) or _Event(spec.name)
         _check_same_shape(event, spec)
         probe = Kprobe(
@@ -178,7 +209,8 @@ class Manager:
             disabled=bool(chosen.get("disabled")),
             arm=_arm(chosen.get("arm", "auto")),
         )
-        made = self._for_returns(spec, probe, chosen) if spec.is_return else self._for_hits(spec, probe, chosen)
+        make = self._for_returns if spec.is_return else self._for_entries if kind == "jprobe" else self._for_hits
+        made: Probe = make(spec, probe, chosen)
         try:
             self.register(made)
         except ProbeError as error:
@@ -213,11 +245,11 @@ class Manager:
                 lines.extend(f"    note: {note}" for note in probe.notes)
         return lines
 
-    def enable(self, target: Kprobe | Kretprobe | str) -> list[str]:
+    def enable(self, target: Probe | str) -> list[str]:
         """A probe, or every event whose name matches: EVENT, GROUP/EVENT, a glob, or "all"."""
         return self._switch(target, self._kprobes.enable)
 
-    def disable(self, target: Kprobe | Kretprobe | str) -> list[str]:
+    def disable(self, target: Probe | str) -> list[str]:
         return self._switch(target, self._kprobes.disable)
 
     def delete(self, pattern: str) -> list[str]:
@@ -251,37 +283,70 @@ class Manager:
         """`probe` with the handler of an event."""
         record = self._recorder(spec, options, self._context)
         where = _describe(spec.place, self._context)
-        probe.pre_handler = lambda kp, regs: record(regs, kp.address or 0, where)
+        pre, post = (options.get(name) for name in ("pre", "post"))
+        before = self.guest.pre(str(pre)) if pre else None
+        after = self.guest.post(str(post)) if post else None
+        wanted = False  # by --pid and --comm, at the hit under way
+
+        def pre_handler(kp: Kprobe, regs: Regs) -> object:
+            nonlocal wanted
+            wanted = record(regs, kp.address or 0, where)
+            return before(kp, regs) if wanted and before is not None else None
+
+        def post_handler(kp: Kprobe, regs: Regs) -> None:
+            if wanted and after is not None:
+                after(kp, regs)
+
+        probe.pre_handler, probe.post_handler = pre_handler, post_handler if after is not None else None
         return probe
+
+    def _for_entries(self, spec: ProbeSpec, probe: Kprobe, options: Mapping[str, str | bool | int]) -> Jprobe:
+        """A jprobe on `probe` that makes a record before its guest entry is called."""
+        entry = options.get("entry")
+        if not entry:
+            raise ProbeError(errno.EINVAL, "a jprobe needs --entry SYMBOL")
+        return Jprobe(kp=self._for_hits(spec, probe, options), entry=str(entry))
 
     def _for_returns(self, spec: ProbeSpec, probe: Kprobe, options: Mapping[str, str | bool | int]) -> Kretprobe:
         """A return probe on `probe` with the handler of an event; its place reads `RETURNED-TO <- FUNCTION`."""
         record = self._recorder(spec, options, replace(self._context, ip_offset=0))
         describe, function = self._context.describe, str(spec.place)
+        pre, post = (options.get(name) for name in ("pre", "post"))
+        after = self.guest.returned(probe, str(post)) if post else None
+
+        def handler(ri: ReturnInstance, regs: Regs) -> None:
+            if record(regs, ri.ret_addr, f"{describe(ri.ret_addr)} <- {function}") and after is not None:
+                after(ri, regs)
+
         return Kretprobe(
             kp=probe,
-            handler=lambda ri, regs: record(regs, ri.ret_addr, f"{describe(ri.ret_addr)} <- {function}"),
+            handler=handler,
+            entry_handler=self.guest.returned(probe, str(pre)) if pre else None,
+            data_size=MAX_DATA_SIZE if pre or post else 0,
             maxactive=_maxactive(options.get("maxactive")) or spec.maxactive,
             shadow=bool(options.get("shadow") or (self._shadow and not options.get("trampoline"))),
         )
 
     def _recorder(
         self, spec: ProbeSpec, options: Mapping[str, str | bool | int], context: FetchContext
-    ) -> Callable[[Regs, int, str], None]:
-        """What an event's handler calls with the registers, the address and the place: fetch, and append a record."""
+    ) -> Callable[[Regs, int, str], bool]:
+        """What an event's handler calls with the registers, the address and the place: fetch, and append a record.
+
+        It says whether this task is one that was asked for.
+        """
         fetchers: list[tuple[str, str, Fetcher]] = [
             (arg.name, arg.type.name, compile_fetch(arg, context)) for arg in spec.args
         ]
         trace, clock = self.trace, self._machine.clock
         pid, comm = options.get("pid"), options.get("comm")
 
-        def record(regs: Regs, ip: int, where: str) -> None:
+        def record(regs: Regs, ip: int, where: str) -> bool:
             cpu = regs.cpu
             task = context.tasks.current(cpu)
             if pid is not None and task.pid != int(pid):
-                return
+                return False
             if comm is not None and not fnmatch.fnmatchcase(task.comm, str(comm)):
-                return
+                return False
             trace.append(
                 Record(
                     timestamp_ns=clock.now_ns,
@@ -297,6 +362,7 @@ class Manager:
                     arguments=tuple((name, kind, fetch(cpu)) for name, kind, fetch in fetchers),
                 )
             )
+            return True
 
         return record
 
@@ -312,7 +378,7 @@ class Manager:
             raise ProbeError(errno.ENOENT, f"no event matches {pattern}")
         return found
 
-    def _switch(self, target: Kprobe | Kretprobe | str, change: Callable[[Kprobe], None]) -> list[str]:
+    def _switch(self, target: Probe | str, change: Callable[[Kprobe], None]) -> list[str]:
         if not isinstance(target, str):
             change(_kprobe(target))
             return []
@@ -334,9 +400,9 @@ def _is_argument(node: Node) -> bool:
     return isinstance(node, Argument)
 
 
-def _kprobe(probe: Kprobe | Kretprobe) -> Kprobe:
-    """What stands at the address: the probe itself, or a return probe's entry."""
-    return probe.kp if isinstance(probe, Kretprobe) else probe
+def _kprobe(probe: Probe) -> Kprobe:
+    """What stands at the address: the probe itself, or that of a return probe or jprobe."""
+    return probe if isinstance(probe, Kprobe) else probe.kp
 
 
 def _describe(place: Place, context: FetchContext) -> str:
@@ -345,14 +411,14 @@ def _describe(place: Place, context: FetchContext) -> str:
     return context.describe(context.machine.symbols.lookup(place.symbol)[0].address + place.offset)
 
 
-def _checked(options: Mapping[str, str | bool | int], is_return: bool) -> Mapping[str, str | bool | int]:
+def _checked(options: Mapping[str, str | bool | int], kind: str) -> Mapping[str, str | bool | int]:
+    known = {*_OPTIONS, *_RETURN_OPTIONS, *(name for names in _GUEST_OPTIONS.values() for name in names)}
+    mine = {*_OPTIONS, *_GUEST_OPTIONS[kind], *(_RETURN_OPTIONS if kind == "kretprobe" else ())}
     for name in options:
-        if name in _LATER or (name in _RETURN_OPTIONS and not is_return):
-            raise ProbeError(errno.EOPNOTSUPP, f"--{name} is not available for this probe")
-        if name in _RETURN_OPTIONS:
-            continue
-        if name not in _OPTIONS:
+        if name not in known:
             raise ProbeError(errno.EINVAL, f"unknown option --{name}")
+        if name not in mine:
+            raise ProbeError(errno.EOPNOTSUPP, f"--{name} is not available for this probe")
     pid = options.get("pid")
     if isinstance(pid, str) and not pid.isdecimal():
         raise ProbeError(errno.EINVAL, "--pid takes a number")
