@@ -90,6 +90,7 @@ class Runner:
         self._thread = threading.Thread(target=self._take_work, name="machine")
         self._holds = holds
         self._at_stop = False  # the free run ended by itself
+        self._at_end = False  # a debugger's run ended with one of ENDINGS
         self._gate = trio.lowlevel.ParkingLot()  # where the free run waits for the two above
         self._running = False  # a run is queued or in progress
         self._break_requested = False
@@ -124,7 +125,10 @@ class Runner:
             raise
 
     def resume(self) -> None:
-        """Give back one hold; with the last one the guest runs on, also from a stop. RuntimeError without a hold."""
+        """Give back one hold; with the last one the guest runs on, also from a stop of the free run.
+
+        Not from one of ENDINGS that a debugger's run came to. RuntimeError without a hold.
+        """
         if not self._holds:
             raise RuntimeError("resume without pause")
         self._holds -= 1
@@ -159,7 +163,8 @@ class Runner:
                 stop = await self._run(run)
         finally:
             self._break_requested = False
-        if isinstance(stop, ENDINGS):
+        self._at_end = isinstance(stop, ENDINGS)
+        if self._at_end:
             self._report(stop)
         return told[0]
 
@@ -173,7 +178,7 @@ class Runner:
     async def run_freely(self) -> None:
         """Run the guest whenever nobody holds it; never returns. `open_runner` has it running already."""
         while True:
-            while self._holds or self._at_stop:
+            while self._holds or self._at_stop or self._at_end:
                 await self._gate.park()
             stop = await self._run(self.machine.run, blink=0)
             if not isinstance(stop, Interrupted):

@@ -12,7 +12,7 @@ import trio.testing
 from emu.arch import X86_64
 from emu.iface import Breakpoint, GuestExit, Halted, Interrupted, Stop
 from emu.runner import Runner, open_runner
-from tests.support.fake_machine import CODE, FakeMachine
+from tests.support.fake_machine import CODE, PROGRAM, FakeMachine
 
 HALT = bytes.fromhex("90 f4")
 EXIT_5 = bytes.fromhex("90 e615")
@@ -227,3 +227,19 @@ async def test_defect_of_the_machine_ends_the_block(machine: FakeMachine):
         async with open_runner(machine):
             await trio.sleep_forever()
     assert caught.group_contains(ZeroDivisionError)
+
+
+async def test_a_guest_that_ended_for_a_debugger_stands_still_when_it_leaves(machine: FakeMachine):
+    """Else what a program reports of the end would depend on how fast it goes. Another debugger may let it run."""
+    machine.memory.write(CODE, EXIT_5)
+    async with open_runner(machine, paused=True) as runner:
+        assert await runner.advance(machine.run, as_is) == GuestExit(5)
+        count = machine.instructions
+        runner.resume()
+        await trio.testing.wait_all_tasks_blocked()
+        assert await runner.call(lambda: machine.instructions) == count
+        await runner.pause()
+        machine.memory.write(CODE, PROGRAM)
+        await runner.advance(machine.step, as_is)
+        runner.resume()
+        await running(machine)
