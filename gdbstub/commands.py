@@ -33,6 +33,9 @@ class RunOptions:
     wait: bool = False
     probes: tuple[str, ...] = ()
     probe_files: tuple[Path, ...] = ()
+    objects: tuple[Path, ...] = ()
+    """Files in `allow_scripts`."""
+    allow_scripts: Path | None = None
     early: bool = False
     trace: TraceTarget | None = None
     console: ConsolePlace = "none"

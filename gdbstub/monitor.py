@@ -86,6 +86,18 @@ class Snapshots(Protocol):
     def list(self) -> Sequence[str]: ...
 
 
+class Scripts(Protocol):
+    """Files of the host's that may be used. The methods answer with lines and may raise MachineError or ProbeError."""
+
+    def run(self, name: str, /) -> Sequence[str]:
+        """Execute a Python file; the lines are what it printed."""
+        ...
+
+    def load_object(self, name: str, /) -> Sequence[str]:
+        """Put a relocatable object's code where the guest can be sent to it."""
+        ...
+
+
 TOPICS: Final = ("registers", "mem", "tlb", "pic", "timers", "stats")
 
 
@@ -99,6 +111,7 @@ class Services:
     inspector: Inspector | None = None
     snapshots: Snapshots | None = None
     disassemble: Callable[[int, int], Sequence[str]] | None = None
+    scripts: Scripts | None = None
     quit: Callable[[], None] | None = None
 
 
@@ -213,7 +226,9 @@ _MAX_SYMBOLS = 500
 _MAX_DUMP = 0x10000
 _FORMAT = re.compile(r"(\d*)([xduoci]?)([bhwg]?)([xduoci]?)")
 _SIZES = {"b": 1, "h": 2, "w": 4, "g": 8}
-_KPROBE_OPTIONS = {"disabled": None, "arm": "int3|hook"}
+_ARMING = {"disabled": None, "arm": "int3|hook"}
+_KPROBE_OPTIONS = {**_ARMING, "pre": "SYMBOL", "post": "SYMBOL"}
+_JPROBE_OPTIONS = {**_ARMING, "entry": "SYMBOL"}
 _KRETPROBE_OPTIONS = {**_KPROBE_OPTIONS, "maxactive": "N", "shadow": None, "trampoline": None}
 
 
@@ -321,20 +336,27 @@ class Monitor:
     def probe_add(self, arguments: Arguments) -> Sequence[str]:
         return self._probes().add("kprobe", arguments.words["DEF"], arguments.options)
 
+    @command("jprobe add [OPTIONS] DEF", "call guest code, --entry, with a function's arguments", _JPROBE_OPTIONS)
+    def jprobe_add(self, arguments: Arguments) -> Sequence[str]:
+        return self._probes().add("jprobe", arguments.words["DEF"], arguments.options)
+
     @command("kretprobe add [OPTIONS] DEF", "register a return probe: `r` line or SYMBOL%return", _KRETPROBE_OPTIONS)
     def return_probe_add(self, arguments: Arguments) -> Sequence[str]:
         return self._probes().add("kretprobe", arguments.words["DEF"], arguments.options)
 
+    @command("jprobe list", "the probes, their state and hits")
     @command("kprobe list", "the probes, their state and hits")
     @command("kretprobe list", "the same")
     def probe_list(self, _arguments: Arguments) -> Sequence[str]:
         return self._probes().list()
 
+    @command("jprobe info NAME", "all about one probe")
     @command("kprobe info NAME", "all about one probe")
     @command("kretprobe info NAME", "the same, with what became of every entry")
     def probe_info(self, arguments: Arguments) -> Sequence[str]:
         return self._probes().info(arguments.words["NAME"])
 
+    @command("jprobe enable|disable|del NAME|GLOB|all", "switch probes on or off, or remove them")
     @command("kprobe enable|disable|del NAME|GLOB|all", "switch probes on or off, or remove them")
     @command("kretprobe enable|disable|del NAME|GLOB|all", "the same")
     def probe_change(self, arguments: Arguments) -> Sequence[str]:
@@ -370,6 +392,14 @@ class Monitor:
             raise CommandError(f"trace: {count!r} is no number of records")
         return self._trace().lines(None if count is None else int(count))
 
+    @command("script FILE", "run a Python file from --allow-scripts; it has `machine` and `probes`")
+    def script(self, arguments: Arguments) -> Sequence[str]:
+        return self._scripts().run(arguments.words["FILE"])
+
+    @command("object load FILE", "take in a relocatable object from --allow-scripts, for --pre, --post, --entry")
+    def object_load(self, arguments: Arguments) -> Sequence[str]:
+        return self._scripts().load_object(arguments.words["FILE"])
+
     @command("quit", "end the machine and this program")
     def quit(self, _arguments: Arguments) -> Sequence[str]:
         _need(self._services.quit, "quit is not available here")()
@@ -380,6 +410,9 @@ class Monitor:
 
     def _trace(self) -> Trace:
         return _need(self._services.trace, "this machine has no trace")
+
+    def _scripts(self) -> Scripts:
+        return _need(self._services.scripts, "the server was started without --allow-scripts DIR")
 
     def _snapshots(self) -> Snapshots:
         return _need(self._services.snapshots, "snapshots are not available here")

@@ -305,6 +305,21 @@ def _add_common(sub: _Parser) -> None:
         help="arm at the first instruction, not when the kernel has done patching itself",
     )
     probes.add_argument(
+        "--object",
+        metavar="FILE.o",
+        dest="objects",
+        type=Path,
+        action="append",
+        default=[],
+        help="a relocatable object in the folder of --allow-scripts, for handlers of guest code (repeatable)",
+    )
+    probes.add_argument(
+        "--allow-scripts",
+        metavar="DIR",
+        type=Path,
+        help="let debuggers run Python files and load objects from this folder, as you",
+    )
+    probes.add_argument(
         "--trace", metavar="FILE", type=trace_target, help="hits as they come: .txt, .jsonl, or - for text"
     )
     script = sub.add_argument_group("console and script")
@@ -418,6 +433,8 @@ def _run_options(given: argparse.Namespace, fresh: dict[str, object]) -> RunOpti
         wait=given.wait,
         probes=tuple(given.probe),
         probe_files=tuple(given.probe_file),
+        objects=tuple(given.objects),
+        allow_scripts=given.allow_scripts,
         early=given.early,
         trace=given.trace,
         console=place,
@@ -445,6 +462,8 @@ def _refuse_contradictions(given: argparse.Namespace, fresh: dict[str, object]) 
         error("--wait waits for a debugger, --no-listen lets none in: leave one out")
     if given.early and not (given.probe or given.probe_file):
         error("--early is about probes: add --probe or --probe-file")
+    if given.objects and given.allow_scripts is None:
+        error("--object brings code of yours into the guest: add --allow-scripts DIR, the folder it lies in")
     if given.log_file is not None and not given.log:
         error(f"--log-file says where the log goes: add --log, of {','.join(LOG_TOPICS)}")
     if given.snapshot is not None and given.until is None:

@@ -29,6 +29,7 @@ from gdbstub.files import FileTree
 from gdbstub.monitor import Monitor, Services
 from gdbstub.outcome import Outcome, judge, summary
 from gdbstub.outputs import Output, open_output, reader_is_gone
+from gdbstub.scripts import HostScripts, ScriptFolder
 from gdbstub.server import Server
 from gdbstub.services import MachineInspector, NamedSnapshots, TraceText, disassembler
 from gdbstub.session import Session
@@ -61,6 +62,7 @@ class Program:
         self._stop: iface.Stop | None = None  # what ended the run; None: the user
         self._outputs: list[Output] = []
         self._log: Callable[[LogTopic, str], None] | None = None
+        self._scripts: HostScripts | None = None
         self._token = trio.lowlevel.current_trio_token()
 
     # -------------------------------------------------------------------------------------------------- preparing
@@ -74,6 +76,7 @@ class Program:
             machine.pacer = WallPacer(lambda: machine.clock.now_ns)
         self._prepare_script()
         self._prepare_outputs()
+        self._prepare_objects()
         self._prepare_probes()
 
     def _is_for_a_person(self) -> bool:
@@ -151,6 +154,19 @@ class Program:
             machine.devices.bus.log = lambda way, port, size, value: write(
                 "io", f"{way} {port:#x} {value:#0{2 + 2 * size}x}"
             )
+
+    def _prepare_objects(self) -> None:
+        folder = self.options.allow_scripts
+        if folder is None:
+            return
+        try:
+            self._scripts = HostScripts(ScriptFolder(folder), self.machine, self.probes)
+            for path in self.options.objects:
+                self._scripts.load_object(str(path.absolute()))
+        except iface.MachineError as error:
+            raise UsageError(str(error)) from error
+        except ProbeError as error:
+            raise UsageError("\n".join(error.lines())) from error
 
     def _prepare_probes(self) -> None:
         guest, probes = self.machine.guest, self.probes
@@ -285,6 +301,7 @@ class Program:
                 inspector=MachineInspector(machine, self.probes),
                 snapshots=NamedSnapshots(machine),
                 disassemble=disassembler(machine),
+                scripts=self._scripts,
                 quit=lambda: self._token.run_sync_soon(self.end),
             )
         )

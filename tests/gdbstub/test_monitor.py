@@ -108,7 +108,8 @@ def test_option_without_its_value_is_refused(monitor: Monitor):
 
 def test_unknown_command_suggests_the_nearest(monitor: Monitor):
     """One line, with a way on."""
-    assert refusal(monitor, "kprob list") == "unknown command 'kprob'; did you mean kprobe, kretprobe? (try `help`)"
+    known = "kprobe, jprobe, kretprobe"
+    assert refusal(monitor, "kprob list") == f"unknown command 'kprob'; did you mean {known}? (try `help`)"
 
 
 def test_wrong_shape_shows_the_usage(monitor: Monitor):
