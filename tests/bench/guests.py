@@ -133,7 +133,7 @@ def embedded(effort: Effort) -> Iterator[Row]:
             assert isinstance(machine.run(10_000_000), ConsoleMatch)
 
         taken = interleaved(effort.rounds, lambda start=start: seconds(start))  # type: ignore[misc]
-        yield Row(f"embedded guest to its prompt, {bits} bits", taken[0], "s", limit="0.5")
+        yield Row(f"embedded guest to its prompt, {bits} bits, assembled before", taken[0], "s", limit="0.5")
 
 
 def interrupts(effort: Effort) -> Iterator[Row]:
