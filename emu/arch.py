@@ -249,4 +249,5 @@ def target_xml(arch: Arch) -> str:
             number += 1
         lines.append("</feature>")
     lines.append("</target>\n")
-    return "\n".join(lines)
+    # An element a line: gdb copies the document into trace files, and reads no line of these beyond 1000 bytes.
+    return "\n".join(lines).replace("><", ">\n<")

@@ -301,7 +301,7 @@ class Machine:
             self._step_over(place)
             return
         now = self.clock.instructions
-        limit = now + (1 if self._followers else SLICE)
+        limit = now + (1 if self._followers or self._stop_requested else SLICE)  # asked to stop: out of a slot first
         event = self._next_event()
         if event is not None and event < limit:
             limit = event
@@ -721,6 +721,8 @@ class Machine:
 
     def _ask(self, place: Place, pc: int) -> Verdict | Stop | None:
         """The owners of an armed place, in order; None where all let it pass."""
+        if self._stop_requested:
+            self.engine.stop_here()  # a slice full of hits lasts a hundred times as long as one without
         wanted = False
         for owner in list(place.owners):
             if self._is_debugger(owner):

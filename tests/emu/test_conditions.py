@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from emu.iface import Breakpoint, Budget
+from emu.iface import Breakpoint, Budget, Interrupted
 from emu.machine import FEW_HOOKS, Machine
 from tests.support.embedded import Guest, power_on
 
@@ -104,3 +104,18 @@ def test_following_sees_each_instruction(machine: Machine):
     machine.follow(look)
     assert machine.run(1000) == Budget(snapshot.state["instructions"] + 1000)
     assert seen == expected
+
+
+def test_a_run_full_of_hits_ends_soon_when_asked(machine: Machine):
+    """At the next hit, not at the end of the slice."""
+    asked = 0
+
+    def condition() -> bool:
+        nonlocal asked
+        asked += 1
+        machine.request_stop()
+        return False
+
+    machine.insert_breakpoint(busy(machine), condition=condition)
+    assert isinstance(machine.run(BOOT), Interrupted)
+    assert asked <= 2

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emu.iface import Breakpoint
+from emu.iface import Breakpoint, Interrupted
 from gdbstub.session import Send
 from gdbstub.tracebuffer import DEFAULT_SIZE, MAX_SIZE
+from probes.core import Kprobe
 from tests.support.tracing import Target
 
 ALL_REGISTERS = b"R" + b"FF" * 9
@@ -305,6 +306,16 @@ def test_the_guest_is_not_changed(target: Target):
     target.accept(b"QTStop")
     assert target.machine.ram_sha256() == bare.machine.ram_sha256()
     assert target.machine.instructions == bare.machine.instructions
+
+
+def test_a_traced_run_ends_soon_when_asked(wide: Target):
+    """Though each hit leaves the guest in a slot, where no run may end."""
+    wide.accept(b"QTinit")
+    place = define(wide, symbol="fib")
+    wide.accept(b"QTStart")
+    wide.probes.register(Kprobe(symbol="target", pre_handler=lambda *_: wide.machine.request_stop()))
+    assert isinstance(wide.run(200_000), Interrupted)
+    assert int(wide.ask(b"qTP:" + place)[1:].split(b":")[0], 16) <= 26
 
 
 def test_a_breakpoint_at_the_same_place(wide: Target):
