@@ -53,7 +53,7 @@ def test_monitor_text_comes_back(served: Served):
 def test_a_refused_command_is_an_error_with_gdbs_reason(served: Served):
     """And the session goes on."""
     with gdb_session(served.address) as gdb:
-        with pytest.raises(GdbError, match='No symbol "nowhere"') as caught:
+        with pytest.raises(GdbError, match="No symbol") as caught:
             gdb.execute("print nowhere")
         assert caught.value.command == "print nowhere"
         assert gdb.evaluate("1 + 1") == "2"
