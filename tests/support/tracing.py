@@ -8,8 +8,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import trio
 
 from emu.boot import GuestMachine, boot_embedded
 from emu.iface import Stop
@@ -33,11 +35,12 @@ START = 50_000
 
 
 class Target:
-    """A guest that is switched on and calls its exercise functions for ever, and one tracing for all sessions."""
+    """A guest and one tracing for all sessions: `machine`, or the embedded guest at work on `append`."""
 
-    def __init__(self, bits: int, append: str = "calls=100000") -> None:
-        self.machine: GuestMachine = boot_embedded(bits, append)
-        self.machine.run(START)
+    def __init__(self, bits: int, append: str = "calls=100000", machine: GuestMachine | None = None) -> None:
+        self.machine: GuestMachine = machine or boot_embedded(bits, append)
+        if machine is None:
+            self.machine.run(START)
         self.arch = self.machine.registers.arch
         self.probes = Manager(self.machine)
         self.tracing = Tracing(self.machine, self.arch, self.probes)
@@ -83,16 +86,22 @@ class World:
     async def run_to(self, place: str, hits: int = 0) -> None:
         """Let the guest run until it is at `place`, `hits` times passed."""
         await self.gdb.run(f"-break-insert -t -i {hits} {place}")
+        await self.resume()
+
+    async def resume(self) -> dict[str, Any]:
+        """Continue to the next stop; its facts."""
         await self.gdb.run("-exec-continue")
-        await self.gdb.wait_stop()
+        return await self.gdb.wait_stop()
+
+    def register(self, wide: str, narrow: str) -> str:
+        """The name for this word size, as gdb writes it."""
+        return "$" + (wide if self.target.machine.bits == 64 else narrow)
 
 
 @asynccontextmanager
-async def open_world(gdb: str, bits: int, append: str = "calls=100000") -> AsyncIterator[World]:
+async def open_world(gdb: str, bits: int, *, machine: GuestMachine | None = None) -> AsyncIterator[World]:
     """The guest stands still until gdb attaches, and whenever gdb has stopped it."""
-    import trio
-
-    target = Target(bits, append)
+    target = Target(bits, machine=machine)
     guest = target.machine.guest
     elf = symbol_elf(target.machine.symbols, bits=bits, sections=guest.sections, build_id=guest.build_id)
     files = FileTree({"/vmlinux": elf}, exec_file="/vmlinux")
