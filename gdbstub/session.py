@@ -196,6 +196,8 @@ class Session(TracePackets):
             return
         self._lost += len(self._output) == self._output.maxlen
         self._output.append(text)
+        if len(self._output) == MAX_WAITING_LINES // 2:
+            self._machine.request_stop()  # the run is taken up again when the server has had its turn
         self._wake()
 
     def take_output(self) -> tuple[bytes, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gdbstub.session import MAX_WAITING_LINES
 from tests.support.kernels import another, type_line
 from tests.support.tracing import every_gdb, every_size, open_world
 
@@ -130,3 +131,19 @@ async def test_linux(gdb: str):
         assert stop["frame"]["func"] == "version_proc_show"
         assert "target evals" in await world.gdb.cli("info breakpoints")
         assert "opens /proc/version\n" in world.gdb.console
+
+
+@every_gdb
+async def test_no_line_of_a_flood_is_lost(gdb: str):
+    """More lines than the stub keeps: the guest waits while they are sent."""
+    async with open_world(gdb, 64) as world:
+        await world.attach()
+        await world.gdb.cli("set dprintf-style agent")
+        await world.run_to("*exercise")
+        rounds = 200
+        last = int(await world.gdb.value("$rdi")) + rounds
+        await world.gdb.cli('dprintf *fib,"fib of %d\\n", $rdi')
+        await world.gdb.cli(f"break *exercise if $rdi == {last}")
+        await world.resume()
+        assert world.gdb.console.count("fib of ") == 25 * rounds > MAX_WAITING_LINES
+        assert "are lost" not in world.gdb.console

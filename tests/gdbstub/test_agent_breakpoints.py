@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from emu.arch import X86_64
-from emu.iface import Breakpoint
+from emu.iface import Breakpoint, Interrupted
 from gdbstub.conditions import MAX_EXPRESSIONS
 from gdbstub.rsp import MAX_PACKET
 from gdbstub.session import MAX_WAITING_LINES, Resume, Send, Session
@@ -165,6 +165,14 @@ def test_output_that_is_lost_is_counted(world: World):
     assert text.count(b"line\n") == MAX_WAITING_LINES
     assert world.session.take_output() == ()
     assert all(len(payload) <= MAX_PACKET for payload in world.session.take_output())
+
+
+def test_much_output_ends_the_run(world: World):
+    """So that the server can send it before it is too much; the run is then taken up again."""
+    world.ask(b"Z0,%x,1;cmds:0," % world.hit + x(printf(rb"x\n")))
+    assert isinstance(world.session.advance(Resume()), Interrupted)
+    text = b"".join(bytes.fromhex(payload[1:].decode()) for payload in world.session.take_output())
+    assert MAX_WAITING_LINES // 2 <= text.count(b"x\n") < MAX_WAITING_LINES
 
 
 def test_strings_come_from_the_guest(world: World):
