@@ -3,7 +3,8 @@
 Rules: the machine's thread only. A call is off the clock: inside it time runs, or a callee that waits for time would
 wait for ever, and afterwards it is what it was. No interrupt is delivered, no timer fires, a debugger's breakpoints are
 passed; faults are delivered to the guest, so that demand paging in the callee works. What the callee wrote to memory
-and devices stays, also where the call is given up: nothing of that is undone.
+and devices stays, also where the call is given up: nothing of that is undone. A callee given up in the middle may so
+leave a lock held or a timer queued on a stack frame that is gone; one that may sleep is better not called.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Final, Protocol
 
 from emu.cpustate import AC, DF, IF, NT, RF, TF, CpuState
@@ -27,8 +29,9 @@ _EXIT: Final = GATES + 16
 _HLT: Final = b"\xf4"
 _SP: Final = 4
 
-# Entered by a task that gives up the processor; the last two are the switch itself, whoever asked for it.
-_SLEEPERS: Final = ("schedule", "__schedule", "__switch_to_asm", "switch_to")
+# What a task enters to give up the processor: the first that the guest has. Linux's schedule() calls __schedule().
+_SLEEPERS: Final = ("__schedule", "schedule", "__switch_to_asm", "switch_to")
+_MAY_YIELD: Final = "__cond_resched"  # Linux; to a task with interrupts off nothing is due, and it returns 0
 _RED_ZONE: Final = 128  # of the amd64 ABI: kernels have none, bare images may
 _ROOM: Final = 512  # bytes below the stack pointer that must be there before anything is tried
 _ALIGNMENT: Final = 16  # of the stack arguments, in both ABIs
@@ -84,8 +87,7 @@ class GuestCalls:
             self._enter(target, gpr, stack, bits)
             if not self.depth:
                 self._slept = ""
-                for name in _SLEEPERS:
-                    self._watch(name, undo)
+                self._watch_sleep(undo)
             self.depth += 1
             try:
                 self._run(budget)
@@ -119,9 +121,9 @@ class GuestCalls:
         cpu.pc = self._host.window.address(GATES)
 
     def _run(self, budget: int) -> None:
-        """To one of the two ends; CallAborted anywhere else."""
+        """From the gate to one of the two ends; CallAborted anywhere else."""
         host = self._host
-        ends = {host.window.address(offset) + 1 for offset in (GATES + len(_GATE[host.cpu.bits]) - 1, _EXIT)}
+        ends = (host.cpu.pc + len(_GATE[host.cpu.bits]), host.cpu.pc + _EXIT - GATES + 1)
         last = host.instructions + budget
         while True:
             left = last - host.instructions
@@ -135,12 +137,26 @@ class GuestCalls:
             if stop is not None:
                 raise CallAborted(self._slept or f"the machine stopped in it: {stop}", None if self._slept else stop)
 
-    def _watch(self, name: str, undo: contextlib.ExitStack) -> None:
-        for symbol in self._host.symbols.lookup(name)[:1]:
+    def _watch_sleep(self, undo: contextlib.ExitStack) -> None:
+        """Until `undo` ends, a sleep ends the call, and an offer to be preempted is declined."""
+        for name in _SLEEPERS:
+            found = self._host.symbols.lookup(name)
+            if found:
+                self._watch(found[0].address, partial(self._sleep, name, found[0].address), undo)
+                break
+        for symbol in self._host.symbols.lookup(_MAY_YIELD)[:1]:
+            self._watch(symbol.address, self._return_zero, undo)
 
-            def slept(vaddr: int = symbol.address) -> Stop:
-                self._slept = f"it would sleep: it entered {name}"
-                return Interrupted(vaddr)
+    def _watch(self, vaddr: int, call: Callable[[], Stop | None], undo: contextlib.ExitStack) -> None:
+        with contextlib.suppress(MemoryFault):
+            undo.callback(self._host.watch(vaddr, call))
 
-            with contextlib.suppress(MemoryFault):
-                undo.callback(self._host.watch(symbol.address, slept))
+    def _sleep(self, name: str, vaddr: int) -> Stop:
+        self._slept = f"it would sleep: it entered {name}"
+        return Interrupted(vaddr)
+
+    def _return_zero(self) -> None:
+        """From the entry of a function, as its `xor eax, eax; ret` would."""
+        cpu, word = self._host.cpu, self._host.cpu.bits // 8
+        returns_to = self._host.memory.read(cpu.segment_base("ss") + cpu.gpr[_SP], word)
+        cpu.gpr[0], cpu.gpr[_SP], cpu.pc = 0, cpu.gpr[_SP] + word, int.from_bytes(returns_to, "little")

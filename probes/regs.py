@@ -54,9 +54,7 @@ class Regs:
     r8, r9, r10, r11 = _Gpr(8), _Gpr(9), _Gpr(10), _Gpr(11)
     r12, r13, r14, r15 = _Gpr(12), _Gpr(13), _Gpr(14), _Gpr(15)
 
-    def __init__(
-        self, machine: Machine, convention: Convention, cpu: Cpu, ip: int, calls: Calls | None = None
-    ) -> None:
+    def __init__(self, machine: Machine, convention: Convention, cpu: Cpu, ip: int, calls: Calls | None = None) -> None:
         self._machine = machine
         self._calls = calls
         self.convention = convention
@@ -128,7 +126,8 @@ class Regs:
         `types` and `returns` are those of `probes.abi` where a machine word will not do (`u64` on i386 takes two);
         `abi` is "sysv", "regparm3" or "cdecl". Interrupts are off, the guest's clock stands still, every register is
         put back. CallError where the callee would sleep, runs longer than `budget` instructions or stops the machine,
-        and for a hit in user mode: then registers are put back too, but what the callee has written so far stays.
+        and for a hit in user mode: then registers are put back too, but what the callee has written so far stays,
+        a lock it holds or a timer it has queued included.
         A probe on the callee's way is executed without its handlers and counted in its `nmissed`.
         """
         if self._calls is None:
