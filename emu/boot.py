@@ -21,6 +21,7 @@ from emu.images.embedded import embedded_guest
 from emu.images.fetch import DEFAULT_PACKAGES, fetch
 from emu.images.plan import Image, Section
 from emu.machine import Machine
+from emu.patching import PATCHERS, PatchingGuard
 from emu.snapshot import Snapshot
 from emu.symbols import Symbol, SymbolTable, kallsyms, pack_symbols, unpack_symbols
 
@@ -272,6 +273,7 @@ def _watch_linux(machine: GuestMachine) -> None:
     _watch_function(machine, ("panic",), panic)
     for name in _POWER_OFF_AT:
         _watch_function(machine, (name,), ended)
+    machine.guest.on_settled(lambda: _watch_patching(machine))
     if machine.guest.settled:
         return
 
@@ -281,6 +283,13 @@ def _watch_linux(machine: GuestMachine) -> None:
         return None
 
     cancel = _watch_function(machine, _SETTLED_AT, settled)
+
+
+def _watch_patching(machine: GuestMachine) -> None:
+    """From here on the guest patches itself at run time only; before, probes change no byte of it."""
+    guard = PatchingGuard(machine)
+    for name in PATCHERS:
+        _watch_function(machine, (name,), guard.entered)
 
 
 def _watch_function(machine: GuestMachine, names: Sequence[str], call: Callable[[], Stop | None]) -> Callable[[], None]:

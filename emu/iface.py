@@ -278,6 +278,13 @@ class Text(Protocol):
         """No error where it is not armed."""
         ...
 
+    def code(self, vaddr: int, size: int) -> bytes | None:
+        """The guest's bytes at an armed int3, up to `size` and no further than the page: for a look at each hit.
+
+        None where no int3 stands there now.
+        """
+        ...
+
 
 class Window(Protocol):
     """Monitor RAM mapped into the guest, where instruction slots live: offsets below `size`, mapped read-execute.

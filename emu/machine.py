@@ -329,8 +329,9 @@ class Machine:
         if engine.failure is not None:
             self._report_failure()
         self.halted = halted and self._stop is None
-        if self._vex.arm() and not retired:
-            self._enter(limit)  # nothing has happened yet: the same stretch, with the hook in place
+        armed = self._vex.arm()
+        if (self.text.reclaim() or armed) and not retired:
+            self._enter(limit)  # nothing has happened yet: the same stretch, with the places armed
 
     def _report_failure(self) -> None:
         error, self.engine.failure = self.engine.failure, None
@@ -667,6 +668,7 @@ class Machine:
 
     def on_translated(self, pc: int, code: bytes) -> None:
         self._vex.look(pc, code)
+        self.text.look(pc, code)
 
     def uncount(self, instructions: int) -> None:
         """Inside a trap handler: take instructions of ours (an int3, a jump back) off the clock."""

@@ -4,6 +4,9 @@ Rules: the machine's thread only. An address may have several owners (the probe 
 its byte changes with the first and the last. Nobody reads guest code without `reveal` or writes it without `cover`, so
 that no int3 of ours is ever seen and none is lost under a write of a debugger's. A PC hook costs the whole engine (one
 15 %, fifty 5x: measured), so INT3 is the rule and HOOK is for what is not mapped or must not be touched.
+
+A guest that looks at its own text, or writes it by another mapping, finds it untouched between `withdraw` and
+`put_back`: meanwhile every int3 is a PC hook.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from emu.engine import Engine
 from emu.iface import BackEnd, MemoryFault
 from emu.memory import reachable
 from emu.paging import walk
-from emu.ram import Ram
+from emu.ram import PAGE, Ram
 
 INT3 = 0xCC
 
@@ -48,7 +51,11 @@ class ArmedText:
         self._places: dict[tuple[int, BackEnd], Place] = {}
         self._bytes: dict[int, Place] = {}  # INT3 places by physical address; aliases share the first one's byte
         self._paddrs: list[int] = []
+        self._vaddrs: list[int] = []  # of the int3 places, sorted
+        self._lost = False  # `look` has seen the guest's code where an int3 should stand
+        self._hooks: set[int] = set()  # where the engine has a PC hook of ours
         self._lifted = -1  # physical address of the place between `lift` and `settle`
+        self.withdrawn = False
 
     # ------------------------------------------------------------------------------------------- arming and disarming
 
@@ -59,8 +66,11 @@ class ArmedText:
         """
         place = self._places.get((vaddr, back_end))
         if place is None:
-            place = self._arm_byte(vaddr, paddr) if back_end is BackEnd.INT3 else self._arm_hook(vaddr)
+            place = self._arm_byte(vaddr, paddr) if back_end is BackEnd.INT3 else Place(vaddr, BackEnd.HOOK)
             self._places[vaddr, back_end] = place
+            if back_end is BackEnd.INT3:
+                bisect.insort(self._vaddrs, vaddr)
+            self._update_hook(vaddr)
         if not any(known is owner for known in place.owners):
             place.owners.append(owner)
 
@@ -74,6 +84,7 @@ class ArmedText:
             if not place.owners:
                 del self._places[vaddr, back_end]
                 self._drop_place(place)
+                self._update_hook(vaddr)
 
     def disarm_all(self, owner: object) -> None:
         """Everything of an owner: a debugger that went away."""
@@ -87,8 +98,10 @@ class ArmedText:
     def place_at(self, vaddr: int) -> Place | None:
         """The int3 place that a trap at `vaddr` comes from, through whichever mapping it was armed.
 
-        None where the int3 is the guest's own: nothing is armed, or the place is lifted.
+        None where the int3 is the guest's own: nothing is armed, or the place is lifted or withdrawn.
         """
+        if self.withdrawn:
+            return None
         place = self._places.get((vaddr, BackEnd.INT3))
         page = walk(self._ram, self._cpu.tables(), vaddr)
         if page is None or page.paddr == self._lifted:
@@ -96,10 +109,24 @@ class ArmedText:
         return place if place is not None and place.paddr == page.paddr else self._bytes.get(page.paddr)
 
     def hooked(self, vaddr: int) -> Place | None:
-        return self._places.get((vaddr, BackEnd.HOOK))
+        """The place that a PC hook at `vaddr` stands for, a withdrawn int3's owners included."""
+        place = self._places.get((vaddr, BackEnd.HOOK))
+        byte = self._places.get((vaddr, BackEnd.INT3)) if self.withdrawn else None
+        if byte is None:
+            return place
+        return Place(vaddr, BackEnd.HOOK, [*(place.owners if place is not None else ()), *byte.owners])
 
     def has_byte(self, vaddr: int) -> bool:
-        return (vaddr, BackEnd.INT3) in self._places
+        return not self.withdrawn and (vaddr, BackEnd.INT3) in self._places
+
+    def code(self, vaddr: int, size: int) -> bytes | None:
+        """See iface.Text.code."""
+        place = self._places.get((vaddr, BackEnd.INT3))
+        if place is None or self.withdrawn:
+            return None
+        paddr = place.paddr
+        data = self._ram.map[paddr : min(paddr + size, (paddr | PAGE - 1) + 1)]
+        return bytes((self._bytes[paddr].original,)) + data[1:] if data[0] == INT3 else data
 
     def _arm_byte(self, vaddr: int, paddr: int | None) -> Place:
         fixed = paddr is not None
@@ -115,7 +142,8 @@ class ArmedText:
         place.original = self._ram.map[paddr]
         self._bytes[paddr] = place
         bisect.insort(self._paddrs, paddr)
-        self._poke(place, INT3)
+        if not self.withdrawn:
+            self._poke(place, INT3)
         return place
 
     def _paddr_of(self, vaddr: int) -> int | None:
@@ -123,16 +151,23 @@ class ArmedText:
         page = walk(self._ram, self._cpu.tables(), vaddr)
         return page.paddr if page is not None and page.paddr < self._ram.size else None
 
-    def _arm_hook(self, vaddr: int) -> Place:
-        self._engine.add_pc_hook(vaddr, lambda: self._on_hook(vaddr))
+    def _update_hook(self, vaddr: int) -> None:
+        """Have the engine hook `vaddr`, or no longer, as the places there ask."""
+        wanted = (vaddr, BackEnd.HOOK) in self._places or (self.withdrawn and (vaddr, BackEnd.INT3) in self._places)
+        if wanted == (vaddr in self._hooks):
+            return
+        if wanted:
+            self._engine.add_pc_hook(vaddr, lambda: self._on_hook(vaddr))
+            self._hooks.add(vaddr)
+        else:
+            self._engine.remove_pc_hook(vaddr)
+            self._hooks.discard(vaddr)
         self._drop_code(vaddr)
-        return Place(vaddr, BackEnd.HOOK)
 
     def _drop_place(self, place: Place) -> None:
         if place.back_end is BackEnd.HOOK:
-            self._engine.remove_pc_hook(place.vaddr)
-            self._drop_code(place.vaddr)
             return
+        self._vaddrs.remove(place.vaddr)
         heir = next((p for p in self._places.values() if p.paddr == place.paddr), None)
         if heir is not None:
             heir.original = self._bytes[place.paddr].original
@@ -140,8 +175,11 @@ class ArmedText:
             return
         kept = self._bytes.pop(place.paddr)
         self._paddrs.remove(place.paddr)
-        if self._ram.map[place.paddr] == INT3:  # else the guest has written over it: its byte stays
+        if self._stands(place.paddr):  # else the guest has written over it: its byte stays
             self._poke(place, kept.original)
+
+    def _stands(self, paddr: int) -> bool:
+        return not self.withdrawn and self._ram.map[paddr] == INT3
 
     def _poke(self, place: Place, byte: int) -> None:
         self._ram.map[place.paddr] = byte
@@ -156,18 +194,79 @@ class ArmedText:
     def lift(self, place: Place) -> None:
         """Put the guest's byte back for one execution; `settle` follows."""
         self._lifted = place.paddr
-        self._poke(place, self._bytes[place.paddr].original)
+        if self._stands(place.paddr):
+            self._poke(place, self._bytes[place.paddr].original)
 
     def settle(self, place: Place) -> None:
         """Arm a lifted place again, over what the instruction may have made of its own byte."""
         self._lifted = -1
-        if (armed := self._bytes.get(place.paddr)) is not None:
+        if not self.withdrawn and (armed := self._bytes.get(place.paddr)) is not None:
             armed.original = self._ram.map[place.paddr]
             self._poke(place, INT3)
+
+    # ------------------------------------------------------------------------------- a guest that looks at its own text
+
+    def withdraw(self) -> None:
+        """Until `put_back`, no byte of ours stands in guest memory: owners of an int3 are told of a HOOK meanwhile.
+
+        Not from a hook: what is armed at the pc would be met twice.
+        """
+        if self.withdrawn:
+            return
+        for paddr, place in self._bytes.items():
+            if self._stands(paddr):
+                self._poke(place, place.original)
+        self.withdrawn = True
+        self._update_hooks()
+
+    def put_back(self) -> None:
+        """Arm every byte again, over what the guest has put there. Not from a hook."""
+        if not self.withdrawn:
+            return
+        self.withdrawn = False
+        self._update_hooks()
+        for paddr, place in self._bytes.items():
+            place.original = self._ram.map[paddr]
+            self._poke(place, INT3)
+
+    def look(self, pc: int, code: bytes) -> None:
+        """From the engine, about a new block: the guest may have stored over an int3 of ours, and is about to run that.
+
+        Then it stops before the block's first instruction; `reclaim` follows.
+        """
+        at = bisect.bisect_left(self._vaddrs, pc)
+        while at < len(self._vaddrs) and self._vaddrs[at] < pc + len(code):
+            place = self._places[self._vaddrs[at], BackEnd.INT3]
+            if self._is_lost(place):
+                self._lost = True
+                self._engine.stop_here()
+                return
+            at += 1
+
+    def reclaim(self) -> bool:
+        """Arm over the guest's stores that `look` has found; False where it has found none. Not from a hook."""
+        if not self._lost:
+            return False
+        self._lost = False
+        for place in self._bytes.values():
+            if self._is_lost(place):
+                place.original = self._ram.map[place.paddr]
+                self._poke(place, INT3)
+        return True
+
+    def _is_lost(self, place: Place) -> bool:
+        return not self.withdrawn and place.paddr != self._lifted and self._ram.map[place.paddr] != INT3
+
+    def _update_hooks(self) -> None:
+        for vaddr, back_end in self._places:
+            if back_end is BackEnd.INT3:
+                self._update_hook(vaddr)
 
     # ------------------------------------------------------------------------------------------- what others may see
 
     def _covered(self, paddr: int, size: int) -> list[int]:
+        if self.withdrawn:
+            return []
         low = bisect.bisect_left(self._paddrs, paddr)
         return self._paddrs[low : bisect.bisect_left(self._paddrs, paddr + size, low)]
 
@@ -195,13 +294,16 @@ class ArmedText:
 
     def armed_bytes(self) -> dict[int, int]:
         """Physical address -> the guest's byte, for hashes and snapshots."""
-        return {paddr: place.original for paddr, place in self._bytes.items() if self._ram.map[paddr] == INT3}
+        return {paddr: place.original for paddr, place in self._bytes.items() if self._stands(paddr)}
 
     def rearm(self) -> None:
         """After RAM was replaced: put every place that is mapped there back over the new bytes."""
         places = [place for place in self._places.values() if place.back_end is BackEnd.INT3]
+        self.withdrawn = False
         for place in places:
             del self._places[place.vaddr, BackEnd.INT3]
+            self._vaddrs.remove(place.vaddr)
+            self._update_hook(place.vaddr)
         self._bytes.clear()
         self._paddrs.clear()
         for place in places:

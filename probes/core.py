@@ -216,8 +216,9 @@ class Kprobes:
         if back_end is BackEnd.HOOK:
             if self._arch.is_repeat(cpu, place.prepared):
                 return Verdict.HANDLED
-        elif cpu.cpl == 3 or cpu.pc != pc:
-            # Slots belong to the kernel and its flat segments. A hook needs none: it fires next, at this very place.
+        elif cpu.cpl == 3 or cpu.pc != pc or not self._arch.arch_refresh(place.prepared):
+            # Slots belong to the kernel, its flat segments and what can be copied. A hook needs none: it fires next,
+            # at this very place.
             self._rearm(place, BackEnd.HOOK)
             self._arch.skip(back_end)
             return Verdict.HANDLED

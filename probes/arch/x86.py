@@ -177,6 +177,26 @@ class X86Arch:
             return address, BackEnd.INT3
         return (address, BackEnd.HOOK) if cpu.pc == address else None
 
+    def arch_refresh(self, prepared: Prepared) -> bool:
+        probe = _ours(prepared)
+        insn = probe.insn
+        if insn is None:
+            return True
+        now = self._machine.text.code(probe.address, insn.size)
+        if now == insn.data or (now is not None and len(now) < insn.size and insn.data.startswith(now)):
+            return True
+        try:
+            if now is None and self._read_code(probe.address).startswith(insn.data):
+                return True
+            self._decode(probe, self.convention.bits)
+            if probe.needs_hook is not None:
+                return False
+            if probe.slot is not None:
+                self._write_slot(probe, probe.slot)
+        except (MachineError, InvalidInstruction, ProbeError):
+            return False
+        return True
+
     def arch_disarm(self, prepared: Prepared) -> None:
         self._machine.text.disarm(prepared.address, self._owner)
 
@@ -289,6 +309,8 @@ class X86Arch:
                 self._decode(probe, cpu.bits)
             except (MemoryFault, InvalidInstruction):
                 return Begin.RUNNING  # the guest is about to take the fault itself
+        elif not self.arch_refresh(probe):
+            return Begin.RUNNING
         if probe.kind.hook is not None or probe.kind.is_breakpoint:
             return Begin.RUNNING
         if probe.emulate is not None and not cpu.eflags & TF:

@@ -39,6 +39,9 @@ class FakeText:
     def disarm(self, vaddr: int, owner: object) -> None:
         self.armed.pop(vaddr, None)
 
+    def code(self, vaddr: int, size: int) -> bytes | None:
+        return self.memory.read(vaddr, size) if self.armed.get(vaddr) is BackEnd.INT3 else None
+
 
 @dataclass
 class FakeWindow:
