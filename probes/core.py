@@ -18,6 +18,7 @@ from emu.iface import BackEnd, CallAborted, Cpu, Machine, MemoryFault, Stop, Ver
 from probes.arch import Begin, Finish, Prepared, ProbeArch
 from probes.calls import Calls
 from probes.errors import ProbeError, errno_name
+from probes.limits import LinuxLimits, Refusal
 from probes.lookup import resolve
 from probes.regs import Regs
 
@@ -115,14 +116,19 @@ class Kprobes:
     """All kprobes of a machine, and its TrapClient.
 
     `settled`: the guest has finished patching its own code, so that an int3 is safe in it; until then `arm="auto"`
-    means PC hooks, which move to int3 when it becomes true.
+    means PC hooks, which move to int3 when it becomes true. `linux_limits`: refuse what the guest's kernel would;
+    else that is a note on the probe.
     """
 
-    def __init__(self, machine: Machine, arch: ProbeArch, arm: Arm = "auto", settled: bool = True) -> None:
+    def __init__(
+        self, machine: Machine, arch: ProbeArch, arm: Arm = "auto", settled: bool = True, *, linux_limits: bool = False
+    ) -> None:
         self._machine = machine
         self._arch = arch
         self._arm: Arm = arm
         self._settled = settled
+        self._limits = LinuxLimits(machine)
+        self._linux_limits = linux_limits
         self._places: dict[int, _Place] = {}
         self._hits: list[_Hit] = []
         self._hooks = 0
@@ -142,7 +148,15 @@ class Kprobes:
             function = None
         if probe.registered:
             raise ProbeError(errno.EINVAL, "this probe is registered already")
+        ours = not check_boundary or self._machine.window.contains(address)  # a return site or trampoline
+        refusal = None if ours else self._limits.refusal(address, init_freed=self._settled)
+        if self._linux_limits and refusal is not None:
+            raise ProbeError(refusal[0], f"Linux refuses this place: {refusal[1]}")
         place = self._places.get(address) or _Place(address, self._arch.arch_prepare(address, function))
+        if refusal is None and not ours:
+            refusal = place.prepared.linux_refusal
+        if self._linux_limits and refusal is not None:
+            raise ProbeError(refusal[0], f"Linux refuses this instruction: {refusal[1]}")
         if probe.post_handler is not None and (reason := place.prepared.needs_hook) is not None:
             raise ProbeError(errno.EOPNOTSUPP, f"no post_handler can follow this instruction: {reason}")
         if probe.last and any(known.last for known in place.probes):
@@ -159,7 +173,7 @@ class Kprobes:
         self._places[address] = place
         probe.address = address
         probe.hits = probe.nmissed = 0
-        probe.notes = self._notes(place)
+        probe.notes = self._notes(place, refusal)
 
     def unregister(self, probe: Kprobe) -> None:
         """Take a probe away; the last one at an address restores its byte. Allowed inside a handler."""
@@ -275,6 +289,7 @@ class Kprobes:
 
     def on_restore(self) -> None:
         self._hits.clear()
+        self._limits.forget()
         for call in self._after_restore:
             call()
 
@@ -432,9 +447,9 @@ class Kprobes:
         place.armed = back_end
         self._hooks += back_end is BackEnd.HOOK
 
-    def _notes(self, place: _Place) -> tuple[str, ...]:
+    def _notes(self, place: _Place, refusal: Refusal | None) -> tuple[str, ...]:
         notes = []
-        if (refusal := place.prepared.linux_refusal) is not None:
+        if refusal is not None:
             notes.append(f"Linux would refuse: {errno_name(refusal[0])}, {refusal[1]}")
         if place.armed is BackEnd.HOOK and self._hooks > COMFORTABLE_HOOKS:
             notes.append(f"{self._hooks} probes are armed by PC hook; each slows the whole engine")

@@ -108,7 +108,13 @@ class Manager:
     """
 
     def __init__(
-        self, machine: Machine, *, arm: Arm = "auto", settled: bool = True, tasks: TaskInfo | None = None
+        self,
+        machine: Machine,
+        *,
+        arm: Arm = "auto",
+        settled: bool = True,
+        tasks: TaskInfo | None = None,
+        linux_limits: bool = False,
     ) -> None:
         arch = X86Arch(machine, self)
         self.trace = TraceRing()
@@ -117,7 +123,7 @@ class Manager:
         known = find_tasks(machine)
         self._context = FetchContext(machine, arch.convention, tasks or known)
         self._scope = _SymbolScope(machine, arch.convention)
-        self._kprobes = Kprobes(machine, arch, arm, settled)
+        self._kprobes = Kprobes(machine, arch, arm, settled, linux_limits=linux_limits)
         room = Room(machine.window)
         self.objects = ObjectLoader(machine, arch.convention.word, room)
         self._jprobes = Jprobes(machine, arch.convention.word, self._kprobes, self.objects)

@@ -1,0 +1,183 @@
+"""What the guest's own kernel would refuse to probe because it probes itself, read from that kernel.
+
+Rules: addresses and errnos only; what an instruction is refused for is the processor's (`Prepared.linux_refusal`). The
+facts are those of check_kprobe_address_safe() in kernel/kprobes.c (Linux 6.1 to 6.12), in its order, and come from the
+guest's symbols and memory: its `kprobe_blacklist` once it has filled it, the array it is filled from before. A guest
+without such symbols refuses nothing here. Not read: addresses of alternatives' lock prefixes, ftrace's notrace list.
+"""
+
+from __future__ import annotations
+
+import bisect
+import errno
+import struct
+from collections.abc import Iterable, Iterator
+from typing import Final, TypeAlias
+
+from emu.iface import Machine, MemoryFault
+
+Refusal: TypeAlias = tuple[int, str]
+Range: TypeAlias = tuple[int, int]  # first address and the one behind the last
+
+_SECTIONS: Final = ("kprobes", "noinstr", "entry")  # __NAME_text_start and __NAME_text_end
+_PREAMBLES: Final = ("__pfx_", "__cfi_")
+_BLACKLIST: Final = "in the kernel's kprobe blacklist"
+_MAX_ENTRIES: Final = 20_000  # of a list in the guest's memory: 6.12 has 722
+_JUMP_ENTRY: Final = "<iiq", "<iii"  # struct jump_entry: code and target relative to themselves, key; by word size
+_CALL_SITE: Final = "<ii"  # struct static_call_site
+_BUG_ENTRY: Final = "<iihh"  # struct bug_entry with CONFIG_DEBUG_BUGVERBOSE: the address is relative to the field
+_SHORT: Final = (b"\xeb", b"\x66")
+_LONG_SIZE: Final = 5
+
+
+class LinuxLimits:
+    """Refusals by address, `(errno, why)`. Read at the first question that finds the guest's tables there."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._word = machine.bits // 8
+        self._tables: list[tuple[str, list[Range]]] | None = None
+
+    def forget(self) -> None:
+        """The machine has gone to another moment: its tables may not be filled yet."""
+        self._tables = None
+
+    def refusal(self, address: int, init_freed: bool) -> Refusal | None:
+        """Why Linux would not take a kprobe at `address`. `init_freed`: the kernel has freed its .init.text."""
+        if (reason := self._outside_text(address, init_freed)) is not None:
+            return errno.EINVAL, reason
+        tables = self._known()
+        found = self._machine.symbols.find(address)
+        base = self._base_function(found[0].name) if found is not None else None
+        for name, ranges in tables:
+            if _covers(ranges, address) or (name == _BLACKLIST and base is not None and _covers(ranges, base)):
+                return errno.EINVAL, name
+        if found is not None and found[0].name.startswith(_PREAMBLES):
+            return errno.EINVAL, "bytes before a function"
+        return None
+
+    # ------------------------------------------------------------------------------------------------------- internals
+
+    def _outside_text(self, address: int, init_freed: bool) -> str | None:
+        start, end, image_end = self._symbol("_stext"), self._symbol("_etext"), self._symbol("_end")
+        if start is None or end is None or start <= address < end:
+            return None
+        init, init_end = self._symbol("_sinittext"), self._symbol("_einittext")
+        if init is not None and init_end is not None and init <= address < init_end:
+            return ".init.text is freed" if init_freed else None
+        if address < start or (image_end is not None and address < image_end):
+            return "not kernel text"
+        return None  # a module's, perhaps
+
+    def _base_function(self, name: str) -> int | None:
+        """The function that a part of it, `name.cold` or `name.isra.0`, belongs to."""
+        base, dot, _ = name.partition(".")
+        return self._symbol(base) if dot and base else None
+
+    def _known(self) -> list[tuple[str, list[Range]]]:
+        if self._tables is not None:
+            return self._tables
+        listed = list(self._blacklist())
+        tables = [
+            (_BLACKLIST, _merged([*self._sections(), *(listed or self._blacklist_array())])),
+            ("a static key's branch", _merged(self._branches())),
+            ("a static call", _merged((at, at + _LONG_SIZE) for at in self._relative("static_call_sites", _CALL_SITE))),
+            ("a BUG or WARN", _merged((at, at + 1) for at in self._relative("__bug_table", _BUG_ENTRY))),
+        ]
+        if listed:
+            self._tables = tables
+        return tables
+
+    def _sections(self) -> Iterator[Range]:
+        for name in _SECTIONS:
+            start, end = self._symbol(f"__{name}_text_start"), self._symbol(f"__{name}_text_end")
+            if start is not None and end is not None and start < end:
+                yield start, end
+
+    def _blacklist(self) -> Iterator[Range]:
+        """The guest's list of struct kprobe_blacklist_entry, empty before it is made."""
+        for head in self._heads():
+            entries = self._entries(head)
+            if entries:
+                yield from entries
+                return
+
+    def _heads(self) -> Iterator[int]:
+        """Where the list may begin. i386 kernels name no data: there the address stands in the code that lists it."""
+        known = self._symbol("kprobe_blacklist")
+        if known is not None:
+            yield known
+            return
+        for symbol in self._machine.symbols.lookup("kprobe_blacklist_seq_start"):
+            code = self._read(symbol.address, symbol.size)
+            for at in range(max(len(code) - self._word + 1, 0)):
+                yield int.from_bytes(code[at : at + self._word], "little")
+
+    def _entries(self, head: int) -> list[Range]:
+        """The list at `head`; empty where that is no such list: links that do not agree, ranges that are none."""
+        text = self._symbol("_stext") or 0
+        found: list[Range] = []
+        before, at = head, self._words(head, 1)[0]
+        while at != head and len(found) < _MAX_ENTRIES:
+            following, previous, start, end = self._words(at, 4)
+            if previous != before or not text <= start <= end:
+                return []
+            found.append((start, end))
+            before, at = at, following
+        return found
+
+    def _blacklist_array(self) -> Iterator[Range]:
+        start, end = self._symbol("__start_kprobe_blacklist"), self._symbol("__stop_kprobe_blacklist")
+        if start is None or end is None:
+            return
+        for address in self._words(start, max(end - start, 0) // self._word):
+            found = self._machine.symbols.find(address)
+            if found is not None and found[1] == 0:
+                yield address, address + found[0].size
+
+    def _relative(self, table: str, layout: str) -> Iterator[int]:
+        """The addresses in a table whose entries begin with one, relative to itself."""
+        start, end = self._symbol(f"__start_{table}"), self._symbol(f"__stop_{table}")
+        if start is None or end is None:
+            return
+        step = struct.calcsize(layout)
+        data = self._read(start, max(end - start, 0) // step * step)
+        for index, (distance, *_) in enumerate(struct.iter_unpack(layout, data)):
+            yield start + index * step + distance
+
+    def _branches(self) -> Iterator[Range]:
+        """Static keys' branches: a short jump or the nop in its place where that reaches, else the long ones."""
+        for address in self._relative("__jump_table", _JUMP_ENTRY[self._word == 4]):
+            yield address, address + (2 if self._read(address, 1) in _SHORT else _LONG_SIZE)
+
+    def _symbol(self, name: str) -> int | None:
+        found = self._machine.symbols.lookup(name)
+        return found[0].address if found else None
+
+    def _words(self, address: int, count: int) -> tuple[int, ...]:
+        """Zeros where there is no memory: the guest has not mapped it yet, or `address` is none."""
+        size = count * self._word
+        data = self._read(address, size).ljust(size, b"\0")
+        return struct.unpack(f"<{count}{'Q' if self._word == 8 else 'I'}", data)
+
+    def _read(self, address: int, size: int) -> bytes:
+        try:
+            return self._machine.memory.read(address, size)
+        except MemoryFault:
+            return b""
+
+
+def _merged(ranges: Iterable[Range]) -> list[Range]:
+    """Sorted and disjoint, for `_covers`."""
+    found: list[Range] = []
+    for start, end in sorted(ranges):
+        if found and start <= found[-1][1]:
+            found[-1] = (found[-1][0], max(end, found[-1][1]))
+        else:
+            found.append((start, end))
+    return found
+
+
+def _covers(ranges: list[Range], address: int) -> bool:
+    at = bisect.bisect_right(ranges, (address, 1 << 64)) - 1
+    return at >= 0 and ranges[at][0] <= address < ranges[at][1]
