@@ -80,8 +80,18 @@ class SlotWindow:
         return True
 
     def foreign_bytes(self) -> dict[int, int]:
-        """Physical address -> the guest's byte (0), of every directory entry that is ours."""
-        return {entry + i: 0 for entry, width in self._entries.items() for i in range(width)}
+        """Physical address -> the guest's byte (0), of every directory entry that is ours.
+
+        Where tables are per process the guest copies our entries into new ones, at the same place of a page.
+        """
+        found = dict(self._entries)
+        if not self._cpu.long_mode:
+            for at, width in self._entries.items():
+                view = self._ram.words if width == 8 else self._ram.dwords
+                value, step = view[at // width], 4096 // width
+                places = range(at % 4096 // width, self._ram.size // width, step)
+                found |= {place * width: width for place in places if value and view[place] == value}
+        return {entry + i: 0 for entry, width in found.items() for i in range(width)}
 
     def forget(self) -> None:
         """RAM was replaced by RAM without our entries."""
