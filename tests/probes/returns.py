@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from emu.iface import GuestExit, Stop
 from probes import Kprobe, Kretprobe, Manager
+from probes.core import Arm
 from probes.kretprobe import End
 from tests.support.embedded import Guest, power_on
 
@@ -30,12 +31,13 @@ WAYS = [Way(bits, shadow) for bits in (64, 32) for shadow in (False, True)]
 
 
 class Returns:
-    """A machine about to start the embedded guest with `append`; `exit=0` ends the run."""
+    """A machine with the embedded guest at its start_kernel, paging on, about to carry out `append`, then `exit=0`."""
 
     def __init__(self, way: Way, append: str) -> None:
         self.way = way
         self.machine = power_on(way.bits, f"{append} exit=0")
         self.guest = Guest(self.machine, way.bits)
+        self.breakpoint(self.guest.address("start_kernel"))
         self.manager = Manager(self.machine)
 
     def probe(
@@ -46,10 +48,11 @@ class Returns:
         *,
         maxactive: int = 50,
         data_size: int = 0,
+        arm: Arm = "int3",
     ) -> Kretprobe:
         """A registered return probe on `symbol`."""
         rp = Kretprobe(
-            kp=Kprobe(symbol=symbol),
+            kp=Kprobe(symbol=symbol, arm=arm),
             handler=handler,
             entry_handler=entry_handler,
             maxactive=maxactive,

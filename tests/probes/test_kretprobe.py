@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 
 from probes import Kprobe, Kretprobe, ProbeError, Regs, ReturnInstance
+from probes.core import Arm
 from tests.probes.returns import WAYS, End, Returns, Way, add_up
 from tests.support.embedded import power_on
 
@@ -83,13 +84,14 @@ def test_stack_trace_of_nested_return_probes_is_true(way: Way) -> None:
 # ---------------------------------------------------------------------------------------------- what the guest notices
 
 
-def test_guest_cannot_tell(way: Way) -> None:
+@pytest.mark.parametrize("arm", ["int3", "hook"])
+def test_guest_cannot_tell(way: Way, arm: Arm) -> None:
     """With probes on everything the run ends at the bare run's instruction, with its RAM; all entries add up."""
     append = "calls=2 sleep=3 deaths=2"
     bare = power_on(way.bits, f"{append} exit=0")
     bare.run(1_000_000)
     run = Returns(way, append)
-    rps = [run.probe(name) for name in EVERYWHERE]
+    rps = [run.probe(name, arm=arm) for name in EVERYWHERE]
     run.run()
     assert add_up(rps)
     assert run.machine.ram_sha256() == bare.ram_sha256()
@@ -376,7 +378,6 @@ def test_snapshot_inside_a_probed_call_runs_without_us(way: Way) -> None:
 def test_refused_with_the_kernels_errno(way: Way, rp: Kretprobe, number: int) -> None:
     """register_kretprobe()'s refusals; nothing is armed then."""
     run = Returns(way, "")
-    run.breakpoint(run.guest.address("run_workloads"))
     with pytest.raises(ProbeError) as refusal:
         run.manager.register(rp)
     assert refusal.value.errno == number
@@ -396,7 +397,6 @@ def test_same_probe_twice_is_refused(way: Way) -> None:
 def test_behind_an_endbr_counts_as_the_entry(way: Way) -> None:
     """As on Linux: the function's first instruction says so, and nothing is on the stack yet."""
     run = Returns(way, "calls=2")
-    run.breakpoint(run.guest.address("run_workloads"))
     rp = Kretprobe(kp=Kprobe(symbol="endbr_target", offset=4), shadow=way.shadow)
     run.manager.register(rp)
     run.run()

@@ -1,0 +1,99 @@
+"""Return probes on stock kernels at their prompt: what the guest does is what it does without them."""
+
+from __future__ import annotations
+
+import functools
+import re
+
+import pytest
+
+from emu.boot import GuestMachine
+from emu.iface import ConsoleMatch
+from probes import Kprobe, Kretprobe, Manager
+from probes.kretprobe import End
+from tests.probes.returns import add_up
+from tests.support.kernels import another, run_shell, run_until, type_line
+
+FUNCTIONS = ("vfs_read", "do_sys_openat2", "schedule", "do_nanosleep", "begin_new_exec", "flush_thread", "do_exit")
+WORK = "md5sum /bin/busybox; (sleep 1); cat /proc/version"
+
+
+@functools.cache
+def bare(name: str) -> tuple[str, int, str]:
+    """What WORK prints, the instructions at its end and the hash of RAM, without probes."""
+    machine = another(name)
+    return run_shell(machine, WORK), machine.clock.instructions, machine.ram_sha256()
+
+
+def probed(machine: GuestMachine, *symbols: str, shadow: bool) -> tuple[Manager, list[Kretprobe]]:
+    manager = Manager(machine)
+    rps = [Kretprobe(kp=Kprobe(symbol=symbol), maxactive=100, shadow=shadow) for symbol in symbols]
+    manager.register_many(rps)
+    return manager, rps
+
+
+@pytest.mark.parametrize("shadow", [True, False], ids=["shadow", "trampoline"])
+def test_guest_works_as_ever(kernel: str, shadow: bool) -> None:
+    """Same output at the same instruction; every entry, of sleeping, execing and dying callers, is accounted for."""
+    machine = another(kernel)
+    manager, rps = probed(machine, *FUNCTIONS, shadow=shadow)
+    printed = run_shell(machine, WORK)
+    assert (printed, machine.clock.instructions) == bare(kernel)[:2]
+    by_name = {rp.kp.symbol: rp for rp in rps}
+    assert add_up(rps)
+    assert all(rp.entries for rp in rps)
+    assert by_name["do_exit"].died == by_name["do_exit"].entries
+    for name in ("vfs_read", "do_sys_openat2", "do_nanosleep", "begin_new_exec", "flush_thread"):
+        assert by_name[name].returned + by_name[name].live == by_name[name].entries
+    for rp in rps:
+        manager.unregister(rp)
+    assert [rp.live for rp in rps] == [0] * len(rps)
+    assert run_shell(machine, "echo still here") == "still here"
+
+
+@pytest.mark.parametrize("shadow", [True, False], ids=["shadow", "trampoline"])
+def test_memory_ends_as_in_the_bare_run(kernel: str, shadow: bool) -> None:
+    """To the last byte of RAM."""
+    machine = another(kernel)
+    probed(machine, *FUNCTIONS, shadow=shadow)
+    run_shell(machine, WORK)
+    assert machine.ram_sha256() == bare(kernel)[2]
+
+
+@pytest.mark.parametrize("shadow", [True, False], ids=["shadow", "trampoline"])
+def test_process_killed_inside_frees_its_instances(kernel: str, shadow: bool) -> None:
+    """A killed sleeper returns from its sleep with the signal, and dies inside get_signal."""
+    machine = another(kernel)
+    _, (nap, signal) = probed(machine, "hrtimer_nanosleep", "get_signal", shadow=shadow)
+    run_shell(machine, "sleep 100 & sleep 1; kill $!; wait $!; true")
+    assert nap.entries == nap.returned >= 2
+    assert signal.died == 1
+    assert (signal.live, add_up([signal])) == (0, True)
+
+
+def test_unregistered_while_a_process_sleeps_inside(kernel: str) -> None:
+    """Its return is unharmed, and nothing of ours is left on its stack."""
+    machine = another(kernel)
+    manager, (nap,) = probed(machine, "hrtimer_nanosleep", shadow=False)
+    type_line(machine, "sleep 2 && echo slept")
+    while not nap.live:
+        machine.run(100_000)
+    manager.unregister(nap)
+    assert nap.ends[End.UNREGISTERED] == 1
+    assert isinstance(run_until(machine, "^slept", 100_000_000), ConsoleMatch)
+
+
+def test_event_of_a_return_names_both_ends(kernel: str) -> None:
+    """`EV: (CALLER+0xO/0xS <- FUNC)` with the result, by shadow where nobody says."""
+    machine = another(kernel)
+    manager = Manager(machine)
+    assert manager.add("kretprobe", "r:ret do_sys_openat2 $retval") == ["r10:kprobes/ret do_sys_openat2 arg1=$retval"]
+    run_shell(machine, "cat /nonexistent")
+    texts = [record.text() for record in manager.trace.last()]
+    lines = [
+        re.search(r"ret: \((\S+)\+0x[0-9a-f]+/0x[0-9a-f]+ <- do_sys_openat2\) arg1=(0x[0-9a-f]+)$", t) for t in texts
+    ]
+    assert all(lines)
+    results = {int(line[2], 16) & 0xFFFFFFFF for line in lines if line is not None}
+    assert 0xFFFFFFFE in results  # -ENOENT
+    assert "    by shadow: " in "\n".join(manager.info("ret"))
