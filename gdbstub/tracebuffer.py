@@ -15,7 +15,8 @@ from typing import Final
 from emu.arch import Arch
 
 DEFAULT_SIZE: Final = 5 << 20  # bytes; as gdbserver's
-MAX_SIZE: Final = 64 << 20
+MAX_SIZE: Final = 32 << 20
+MAX_FRAMES: Final = 1 << 16  # a frame that holds nothing has 6 bytes in the buffer, but some hundred in our memory
 _MAX_BLOCK: Final = 0xFFFF  # a memory block's length has 16 bits
 _FRAME_HEADER: Final = struct.Struct("<HI")
 _MEMORY_HEADER: Final = struct.Struct("<cQH")
@@ -93,7 +94,7 @@ class Frame:
 
 
 class TraceBuffer:
-    """Frames in the order of collection, `size` bytes of them at most.
+    """Frames in the order of collection, `size` bytes and MAX_FRAMES of them at most.
 
     When it is full, a `circular` one forgets the oldest; another takes no more.
     """
@@ -115,15 +116,18 @@ class TraceBuffer:
     def append(self, frame: Frame) -> bool:
         """False where there is no room."""
         size = len(frame.raw)
-        if size > self.size or (not self.circular and self.used + size > self.size):
+        if size > self.size or (not self.circular and self._lacks_room(size)):
             return False
-        while self.used + size > self.size:
+        while self._lacks_room(size):
             self.used -= len(self.frames.popleft().raw)
         self.frames.append(frame)
         self.used += size
         self.created += 1
         self._upload = None
         return True
+
+    def _lacks_room(self, size: int) -> bool:
+        return self.used + size > self.size or len(self.frames) >= MAX_FRAMES
 
     def raw(self, offset: int, size: int) -> bytes:
         """A part of all frames' bytes, for `tsave`; empty at the end."""

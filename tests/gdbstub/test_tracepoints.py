@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from emu.arch import X86_64
 from emu.iface import Breakpoint, Interrupted
 from gdbstub.session import Send
-from gdbstub.tracebuffer import DEFAULT_SIZE, MAX_SIZE
+from gdbstub.tracebuffer import DEFAULT_SIZE, MAX_FRAMES, MAX_SIZE, Frame, TraceBuffer
 from probes.core import Kprobe
 from tests.support.tracing import Target
 
@@ -383,6 +384,18 @@ def test_a_circular_buffer_keeps_the_last(wide: Target):
     status = fields(wide.ask(b"qTStatus"))
     assert (status["running"], status["tframes"]) == ("1", "a")
     assert int(status["tcreated"], 16) > 12
+
+
+@pytest.mark.parametrize("circular", [False, True])
+def test_the_number_of_frames_is_bounded(circular: bool):
+    """Frames that hold nothing fill the buffer before they fill our memory."""
+    buffer = TraceBuffer()
+    buffer.circular = circular
+    taken = [buffer.append(Frame(X86_64, 1, number)) for number in range(MAX_FRAMES + 2)]
+    assert taken.count(False) == (0 if circular else 2)
+    assert len(buffer.frames) == MAX_FRAMES
+    assert buffer.frames[0].pc == (2 if circular else 0)
+    assert buffer.used == len(buffer.raw(0, buffer.size))
 
 
 @pytest.mark.parametrize("size", [b"0", b"%x" % (MAX_SIZE + 1), b"zz", b"-2"])
