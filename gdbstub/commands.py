@@ -37,6 +37,7 @@ class RunOptions:
     """Files in `allow_scripts`."""
     allow_scripts: Path | None = None
     early: bool = False
+    linux_limits: bool = False
     trace: TraceTarget | None = None
     console: ConsolePlace = "none"
     sends: tuple[tuple[str, bytes], ...] = ()

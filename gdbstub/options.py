@@ -305,6 +305,9 @@ def _add_common(sub: _Parser) -> None:
         help="arm at the first instruction, not when the kernel has done patching itself",
     )
     probes.add_argument(
+        "--linux-limits", action="store_true", help="refuse the probes that the guest's own kernel would refuse"
+    )
+    probes.add_argument(
         "--object",
         metavar="FILE.o",
         dest="objects",
@@ -436,6 +439,7 @@ def _run_options(given: argparse.Namespace, fresh: dict[str, object]) -> RunOpti
         objects=tuple(given.objects),
         allow_scripts=given.allow_scripts,
         early=given.early,
+        linux_limits=given.linux_limits,
         trace=given.trace,
         console=place,
         sends=tuple(given.send),

@@ -57,7 +57,7 @@ class Program:
         self.options = options
         tasks = linux_tasks(machine, machine.guest.btf())
         known = None if isinstance(tasks, str) else tasks
-        self.probes = Manager(machine, settled=machine.guest.settled, tasks=known)
+        self.probes = Manager(machine, settled=machine.guest.settled, tasks=known, linux_limits=options.linux_limits)
         self._ended = trio.Event()
         self._stop: iface.Stop | None = None  # what ended the run; None: the user
         self._outputs: list[Output] = []
