@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from emu.iface import Machine, MachineError, MemoryFault, Word
+from emu.iface import BackEnd, Machine, MachineError, MemoryFault, Word
 from emu.insn import InvalidInstruction, decode, spans
 from probes.arch import ProbeArch
 from probes.core import Kprobe, Kprobes
@@ -379,10 +379,13 @@ class Kretprobes:
             return
         site = self._sites[instance.ret_addr]
         site.users -= 1
-        if not site.users:
-            self._idle[instance.ret_addr] = None
-            if len(self._idle) > MAX_IDLE_SITES:
-                self._drop_site(next(iter(self._idle)))
+        if site.users:
+            return
+        self._idle[instance.ret_addr] = None
+        if self._kprobes.back_end(site.probe) is BackEnd.HOOK:
+            self._drop_site(instance.ret_addr)  # it slows the whole engine, which an int3 does not
+        elif len(self._idle) > MAX_IDLE_SITES:
+            self._drop_site(next(iter(self._idle)))
 
     def _is_return(self, rp: Kretprobe, popped: int) -> bool:
         """`popped` bytes of arguments went with the return address: some `ret imm16` of the function does that."""

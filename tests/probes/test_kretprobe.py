@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from probes import Kprobe, Kretprobe, ProbeError, Regs, ReturnInstance
+from probes import Kprobe, Kretprobe, Manager, ProbeError, Regs, ReturnInstance
 from probes.core import Arm
 from tests.probes.returns import WAYS, End, Returns, Way, add_up
 from tests.support.embedded import power_on
@@ -107,6 +107,19 @@ def test_unregistering_leaves_nothing_armed(way: Way) -> None:
         run.manager.unregister(rp)
     assert add_up(rps)
     assert run.machine.text.armed_bytes() == {}
+
+
+def test_watched_return_address_does_not_stay_hooked(way: Way) -> None:
+    """While the guest patches itself returns are met by PC hooks, each of which slows every instruction."""
+    run, seen = Returns(way, "calls=2"), set[int]()
+    manager = Manager(run.machine, settled=False)
+    rp = Kretprobe(
+        kp=Kprobe(symbol="fib"), handler=lambda ri, regs: seen.add(ri.ret_addr), maxactive=9, shadow=way.shadow
+    )
+    manager.register(rp)
+    run.run()
+    assert (rp.returned, len(seen)) == (50, 3)
+    assert [run.machine.text.hooked(address) for address in seen] == [None] * 3
 
 
 def test_debugger_reads_the_true_return_address(way: Way) -> None:
