@@ -65,6 +65,7 @@ class Kprobe:
         self.arm: Arm = arm
         self.last = False  # a client's: its pre-handler runs after all others, and an address takes one such probe
         self.address: int | None = None
+        self.gone = False  # the guest has freed the code
         self.hits = 0
         self.nmissed = 0
         self.notes: tuple[str, ...] = ()
@@ -101,7 +102,7 @@ class _Place:
     observed: bool = False  # one of them has a post-handler
 
     def refresh(self) -> None:
-        self.active = tuple(probe for probe in self.probes if not probe.disabled)
+        self.active = tuple(probe for probe in self.probes if not probe.disabled and not probe.gone)
         self.observed = any(probe.post_handler is not None for probe in self.active)
 
 
@@ -172,6 +173,7 @@ class Kprobes:
             raise
         self._places[address] = place
         probe.address = address
+        probe.gone = False
         probe.hits = probe.nmissed = 0
         probe.notes = self._notes(place, refusal)
 
@@ -214,8 +216,16 @@ class Kprobes:
     def settled(self, value: bool) -> None:
         self._settled = value
         for place in self._places.values():
-            if place.armed is BackEnd.HOOK:
+            if value and self._limits.in_init(place.address):
+                self._discard(place)
+            elif place.armed is BackEnd.HOOK:
                 self._update(place)
+
+    def _discard(self, place: _Place) -> None:
+        """The guest has freed the code there: the probes are GONE, and can only be unregistered."""
+        for probe in place.probes:
+            probe.gone = True
+        self._update(place)
 
     def back_end(self, probe: Kprobe) -> BackEnd | None:
         """How the probe's address is armed now; None while it is not."""
@@ -395,6 +405,8 @@ class Kprobes:
 
     def _switch(self, probe: Kprobe, disabled: bool) -> None:
         place = self._place_of(probe)
+        if probe.gone:
+            raise ProbeError(errno.EINVAL, "the guest has freed the code this probe stood on")
         before, probe.disabled = probe.disabled, disabled
         try:
             self._update(place)

@@ -56,14 +56,18 @@ class LinuxLimits:
             return errno.EINVAL, "bytes before a function"
         return None
 
+    def in_init(self, address: int) -> bool:
+        """In .init.text, which the kernel frees at the end of its boot and fills with int3."""
+        start, end = self._symbol("_sinittext"), self._symbol("_einittext")
+        return start is not None and end is not None and start <= address < end
+
     # ------------------------------------------------------------------------------------------------------- internals
 
     def _outside_text(self, address: int, init_freed: bool) -> str | None:
         start, end, image_end = self._symbol("_stext"), self._symbol("_etext"), self._symbol("_end")
         if start is None or end is None or start <= address < end:
             return None
-        init, init_end = self._symbol("_sinittext"), self._symbol("_einittext")
-        if init is not None and init_end is not None and init <= address < init_end:
+        if self.in_init(address):
             return ".init.text is freed" if init_freed else None
         if address < start or (image_end is not None and address < image_end):
             return "not kernel text"

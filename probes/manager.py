@@ -243,7 +243,7 @@ class Manager:
             for spec, probe in event.parts:
                 kprobe = _kprobe(probe)
                 back_end = self._kprobes.back_end(kprobe)
-                how = "not armed" if back_end is None else back_end.value
+                how = "[GONE]" if kprobe.gone else "not armed" if back_end is None else back_end.value
                 lines.append(f"  {spec.listing()}")
                 lines.append(f"    at {kprobe.address or 0:#x}, {how}")
                 if isinstance(probe, Kretprobe):
