@@ -125,7 +125,7 @@ class HostScripts:
     def load_object(self, name: str, /) -> Sequence[str]:
         """A relocatable object into monitor RAM. -> what it offers; MachineError or ProbeError."""
         data = self._folder.read(name, MAX_SIZE)
-        offered = self._probes.load_object(data, name, link=self._machine.guest.settled)
+        offered = self._probes.load_object(data, name)
         return [f"{name}: {', '.join(offered)}"]
 
 

@@ -177,12 +177,12 @@ class Manager:
         else:
             self._kprobes.unregister(probe)
 
-    def load_object(self, data: bytes, name: str, *, link: bool = True) -> list[str]:
+    def load_object(self, data: bytes, name: str) -> list[str]:
         """Take in a relocatable object; its functions can be guest handlers. -> the names it offers.
 
-        `link` False where the guest has no address space of its own yet. ProbeError ENOEXEC, ENOENT, ENOMEM, ERANGE.
+        ProbeError ENOEXEC, ENOENT, ENOMEM, ERANGE.
         """
-        return self.objects.load(data, name, link=link)
+        return self.objects.load(data, name)
 
     def _take_out_of_service(self, probe: Kprobe, reason: str) -> None:
         self._kprobes.disable(probe)

@@ -315,17 +315,16 @@ class ObjectLoader:
         self._room = room
         self._loaded: list[_Loaded] = []
 
-    def load(self, data: bytes, name: str, *, link: bool = True) -> list[str]:
+    def load(self, data: bytes, name: str) -> list[str]:
         """Take an object in. -> the functions and data it offers. ProbeError ENOEXEC, ENOENT, ENOMEM, ERANGE.
 
-        `link` False: when it is first used, because the guest has no address space of its own yet.
+        It is linked at its first use where the guest has not mapped the functions it calls yet, as before its boot.
         """
         file = parse(data, name, self._word)
-        for wanted in file.undefined():
-            self._resolve_outside(wanted, name)
+        outside = [self._resolve_outside(wanted, name) for wanted in file.undefined()]
         text, start = self._room.take(file.text, file.data, _MAX_ALIGN)
         loaded = _Loaded(file, text, start)
-        if link:
+        if all(self._machine.memory.translate(a) is not None or self._machine.window.contains(a) for a in outside):
             self._link(loaded)
         self._loaded.append(loaded)
         return sorted(symbol.name for symbol in file.symbols if symbol.exported)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from emu.boot import GuestMachine
-from probes import Jprobe, Kprobe, Manager, Regs
-from probes.abi import s32, ulong
+from probes import Jprobe, Kprobe, Manager, Regs, s32, ulong
 from tests.support.compile import compile_sample
 from tests.support.kernels import another, run_shell
 

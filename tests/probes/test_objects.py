@@ -9,9 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from emu.images.embedded import embedded_guest
+from emu.machine import Machine
 from emu.paging import walk
+from emu.symbols import SymbolTable
 from probes import Jprobe, Kprobe, Kretprobe, Manager, ProbeError, Regs
-from probes.abi import s8, s32, u64, ulong
+from probes.abi import ABIS, prototype, s8, s32, u64, ulong
 from probes.abi import struct as returned_struct
 from probes.objects import parse
 from tests.support.compile import compile_c, compile_sample
@@ -239,8 +242,6 @@ def test_a_structure_is_returned_through_a_hidden_argument(bits: int) -> None:
 
     def declared(a: ulong) -> returned_struct: ...
 
-    from probes.abi import ABIS, prototype
-
     abi = ABIS["sysv" if bits == 64 else "regparm3"]
     (slot,) = prototype(declared).slots(abi)
 
@@ -416,3 +417,35 @@ def test_a_damaged_object_is_parsed_or_refused(
     except ProbeError as error:
         refused = error.errno
         assert refused == errno.ENOEXEC
+
+
+@pytest.mark.parametrize("memory", [32 << 20, 34 << 20])
+@pytest.mark.parametrize(("bits", "pae"), [(64, False), (32, False), (32, True)])
+def test_the_window_is_found_behind_any_amount_of_memory(memory: int, bits: int, pae: bool) -> None:
+    """Also where RAM ends inside a 4 MiB page of i386: slots, calls and both halves of an object work."""
+    image = embedded_guest(bits, "calls=1000 idle", pae=pae)
+    machine = Machine(memory, symbols=SymbolTable(image.symbols), long_mode=bits == 64)
+    machine.power_on(image)
+    machine.run(BOOTED)
+    probes = Manager(machine)
+    probes.load_object(compile_sample("jprobe_example", bits), "jprobe_example.o")
+    lengths: list[int] = []
+    probe = Kprobe(symbol="target", pre_handler=lambda kp, regs: lengths.append(regs.call("recursed_target", 9)))
+    entry = Jprobe(kp=Kprobe(symbol="sum8"), entry="jsum8")
+    probes.register_many([probe, entry])
+    machine.run(ROUNDS)
+    assert set(lengths) == {3}
+    assert entry.kp.hits > 100
+    assert not entry.kp.disabled
+
+
+def test_an_object_can_be_loaded_before_the_guest_starts(bits: int) -> None:
+    """It is linked when it is first used: at power-on none of the guest's functions is mapped."""
+    machine = power_on(bits, "calls=300 idle")
+    probes = Manager(machine)
+    probes.load_object(compile_sample("kprobe_example", bits), "kprobe_example.o")
+    probe = Kprobe(symbol="target", pre_handler=probes.guest.pre("handler_pre"))
+    probes.register(probe)
+    machine.run(BOOTED)
+    assert probe.hits > 10
+    assert not probe.disabled
