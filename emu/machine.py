@@ -602,9 +602,10 @@ class Machine:
         if vector == t.DB and client is not None and self._answered(client.on_debug(cpu)):
             return
         if vector == t.PF and self.window.repair(cpu.cr(2)):
+            if cpu.cr(2) != cpu.linear_pc:
+                self.uncount(1)  # it is executed again; one that could not be fetched was not counted
             cpu.forget_exception()
             cpu.push()
-            self.uncount(1)
             return
         if client is not None and self.window.contains(cpu.pc) and self._answered(client.on_fault(cpu, vector)):
             return

@@ -109,6 +109,20 @@ def test_unregistering_leaves_nothing_armed(way: Way) -> None:
     assert run.machine.text.armed_bytes() == {}
 
 
+def test_window_that_goes_away_under_a_call_costs_no_time(way: Way) -> None:
+    """The guest drops our directory entry, as Linux does early in its boot: it is put back at the return, uncounted."""
+    bare = power_on(way.bits, "calls=1 exit=0")
+    bare.run(1_000_000)
+    run = Returns(way, "calls=1")
+    rp = run.probe("recursed_target")
+    run.breakpoint(run.guest.address("recursed_target") + 1)
+    for paddr, byte in run.machine.window.foreign_bytes().items():
+        run.machine.ram.write(paddr, bytes([byte]))
+    run.machine.engine.flush()
+    run.run()
+    assert (rp.returned, run.machine.clock.instructions) == (1, bare.clock.instructions)
+
+
 def test_watched_return_address_does_not_stay_hooked(way: Way) -> None:
     """While the guest patches itself returns are met by PC hooks, each of which slows every instruction."""
     run, seen = Returns(way, "calls=2"), set[int]()
