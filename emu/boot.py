@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from emu.iface import ImageError, MachineError, Panic, PowerOff, Stop
+from emu.iface import GuestExit, ImageError, MachineError, Panic, PowerOff, Stop
 from emu.images import facts, initramfs
 from emu.images.cache import Progress, quiet
 from emu.images.detect import load_image, load_kernel
@@ -85,6 +85,15 @@ class GuestMachine(Machine):
         """As Machine.snapshot, with everything `restore` needs to go on in another machine."""
         return super().snapshot({**_describe(self), **(about or {})})
 
+    def restore(self, snapshot: Snapshot) -> None:
+        """As Machine.restore; what is known of the guest goes back with it."""
+        super().restore(snapshot)
+        about = snapshot.state.get("about", {})
+        self.guest.crashed = False
+        if self.guest.settled and not about.get("settled", True):
+            self.guest.settled = False
+            _watch_settling(self)
+
     def save(self, path: Path) -> None:
         """The snapshot as a file, for another process; OSError as the file system says."""
         self.snapshot().save(path)
@@ -139,7 +148,14 @@ def boot(
     )
     machine.power_on(image)
     _watch_linux(machine)
+    if command is not None:
+        expect_status(machine)
     return machine
+
+
+def expect_status(machine: GuestMachine) -> None:
+    """End a run with GuestExit when the guest's shell reports the status of a command; see `initramfs.exec_line`."""
+    machine.console.expect(initramfs.EXEC_STATUS.pattern, lambda match: GuestExit(int(match[1])))
 
 
 def load(
@@ -274,9 +290,11 @@ def _watch_linux(machine: GuestMachine) -> None:
     for name in _POWER_OFF_AT:
         _watch_function(machine, (name,), ended)
     machine.guest.on_settled(lambda: _watch_patching(machine))
-    if machine.guest.settled:
-        return
+    if not machine.guest.settled:
+        _watch_settling(machine)
 
+
+def _watch_settling(machine: GuestMachine) -> None:
     def settled() -> Stop | None:
         cancel()
         machine.guest.settle()

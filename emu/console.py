@@ -12,6 +12,7 @@ from collections.abc import Callable
 from emu.iface import Stop
 
 KEEP = 1 << 20  # characters of console text kept for those who ask later
+LONGEST_LINE = 4096  # characters; a longer line is matched in pieces, for matching looks at all of it each time
 
 Reaction = Callable[[re.Match[str]], Stop | None]
 
@@ -54,6 +55,8 @@ class Console:
             return
         if character == "\r":
             return
+        if len(self._line) >= LONGEST_LINE:
+            self._line.clear()
         self._line.append(character)
         if not self._expected:
             return

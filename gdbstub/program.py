@@ -17,8 +17,8 @@ from pathlib import Path
 import trio
 
 from emu import iface
-from emu.boot import GuestMachine
-from emu.images.initramfs import EXEC_STATUS, exec_line
+from emu.boot import GuestMachine, expect_status
+from emu.images.initramfs import exec_line
 from emu.images.symbolelf import symbol_elf
 from emu.pace import WallPacer
 from emu.runner import Runner, open_runner
@@ -89,8 +89,8 @@ class Program:
         self._send_next(list(options.sends))
         if options.until is not None:
             console.expect(options.until, lambda match: iface.ConsoleMatch(match.string))
-        if options.execute is not None:
-            console.expect(EXEC_STATUS.pattern, lambda match: iface.GuestExit(int(match[1])))
+        if options.execute is not None and options.restore is not None:
+            expect_status(self.machine)  # `boot` has done so for a kernel that starts
 
     def _send_next(self, waiting: list[tuple[str, bytes]]) -> None:
         """Type the first of `waiting` when the console matches, and then go on with the others."""
