@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from xml.sax.saxutils import quoteattr
+from html import escape
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,10 +241,10 @@ def target_xml(arch: Arch) -> str:
     ]
     number = 0
     for feature in arch.features:
-        lines.append(f"<feature name={quoteattr(feature.name)}>{feature.types}")
+        lines.append(f'<feature name="{escape(feature.name)}">{feature.types}')
         for register in feature.registers:
-            kind = f" type={quoteattr(register.type)}" if register.type else ""
-            group = f" group={quoteattr(register.group)}" if register.group else ""
+            kind = f' type="{escape(register.type)}"' if register.type else ""
+            group = f' group="{escape(register.group)}"' if register.group else ""
             lines.append(f'<reg name="{register.name}" bitsize="{register.bits}" regnum="{number}"{kind}{group}/>')
             number += 1
         lines.append("</feature>")

@@ -25,7 +25,7 @@ class Ram:
     def __init__(self, size: int) -> None:
         if not MIN_SIZE <= size <= MAX_SIZE or size % 0x200000:
             raise MachineError(
-                f"memory size {size} is not possible: a multiple of 2 MiB, from {MIN_SIZE >> 20} to {MAX_SIZE >> 20} MiB"
+                f"memory size {size} is not possible: a multiple of 2 MiB, {MIN_SIZE >> 20} to {MAX_SIZE >> 20} MiB"
             )
         self.size = size
         self.window_base = size

@@ -12,8 +12,8 @@ from gdbstub.commands import Boot, Demo, Fetch, Load, MonitorCommand, TraceTarge
 from gdbstub.options import parse, parser
 
 COMMANDS = ("boot", "load", "demo", "fetch", "monitor")
-COMMON = """--listen --no-listen --wait --pace --probe --probe-file --early --linux-limits --trace --console --send --until
-    --budget --snapshot --restore --summary --log --log-file"""
+COMMON = """--listen --no-listen --wait --pace --probe --probe-file --early --linux-limits --trace --console --send
+    --until --budget --snapshot --restore --summary --log --log-file"""
 
 
 def help_of(command: str, capsys: pytest.CaptureFixture[str]) -> str:
