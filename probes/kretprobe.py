@@ -6,7 +6,8 @@ are bound to the task that called, newest first. There are two ways to meet a re
 - *trampoline*, the kernel's: the return address on the stack is replaced by the address of an int3 in the slot window.
   The kprobe there does all the work and is not single-stepped. Debuggers are shown the true return address.
 - *shadow*: the stack is left alone and the return is caught at the return address, by a kprobe that stays only as long
-  as somebody is expected there. An arrival is a return if task and stack pointer are those of a call.
+  as somebody is expected there. An arrival is a return if task and stack pointer are those of a call. It also serves
+  where there can be no trampoline: for ring 3, and until a kernel has settled.
 
 Every entry is accounted for: entries = returned + live + missed + declined + skipped + died + unregistered + restored.
 """
@@ -260,7 +261,8 @@ class Kretprobes:
 
     def _catch(self, instance: ReturnInstance, cpl: int) -> bool:
         """See to it that the return is noticed; False where there is no way."""
-        if not instance.rp.shadow and cpl != 3:  # ring 3 cannot execute the window
+        # Ring 3 cannot execute the window, and a kernel that still sets up its page tables finds our entry in them.
+        if not instance.rp.shadow and cpl != 3 and self._kprobes.settled:
             try:
                 trampoline = self._trampoline_address()
                 instance.word = self._machine.words.substitute(instance.slot, trampoline.to_bytes(self._word, "little"))
