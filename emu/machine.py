@@ -1,132 +1,44 @@
-"""The machine: processor, memory, devices and time put together, and the loop that runs them.
+"""The machine: what can be done with a guest beside running it. Its loop is in `running`.
 
-Rules: one thread runs a machine; only `request_stop` may be called from another. Time is instructions retired plus what
-HLT skipped, and everything that can change the guest's course (timers, interrupts) happens at an exact instruction
-count that depends on the guest alone: a slice that ends early for a debugger changes nothing. Traps are asked for in
-order: debugger's breakpoints, our own watches, the probe engine, the guest.
+Rules: one thread runs a machine; only `request_stop` may be called from another. Starting states, snapshots, a
+debugger's steps and breakpoints, watches of our own and calls into the guest: none of them moves the guest's time.
 """
 
 from __future__ import annotations
 
 import contextlib
-import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
-from emu import traps as t
 from emu.calls import GuestCalls
-from emu.clock import Clock
-from emu.console import Console
-from emu.cpustate import FLAT_CODE32, FLAT_CODE64, FLAT_DATA, IF, CpuState
-from emu.devices.pc import Devices
-from emu.engine import Engine, FetchError
+from emu.cpustate import FLAT_CODE32, FLAT_CODE64, FLAT_DATA
 from emu.iface import (
     BackEnd,
     Breakpoint,
     Budget,
-    Defect,
-    GuestExit,
-    Halted,
     Interrupted,
     MachineError,
     MemoryFault,
-    PowerOff,
-    Reset,
     Step,
     Stop,
-    TrapClient,
-    TripleFault,
-    Verdict,
 )
 from emu.images.plan import Image
 from emu.insn import MAX_INSN_SIZE, InvalidInstruction, decode
-from emu.memory import GuestMemory
-from emu.ram import Ram
-from emu.registers import GuestRegisters
+from emu.running import Condition, RunLoop, Watch, Watcher
 from emu.snapshot import Snapshot, pack_ram, unpack_ram
 from emu.symbols import SymbolTable
-from emu.text import ArmedText, Place
-from emu.traps import GuestFault, Traps, TripleFaulted
-from emu.vex import VexGuard
-from emu.window import SlotWindow
-from emu.words import SubstitutedWords
 
-SLICE = 250_000  # instructions between looks at `request_stop`: 5 to 10 ms
-POLL = 128  # instructions between looks at IF while an interrupt is pending
 FEW_HOOKS = 8  # PC hooks for breakpoints with conditions; each more slows every instruction
-IDLE_TIMERS = 10_000  # timers that may fire in HLT without an interrupt before it counts as halted for good
-
-Watch = Callable[[], Stop | None]
-Condition = Callable[[], bool]
 
 
-class Pacer(Protocol):
-    """Lets an idle machine wait for the world instead of skipping time."""
-
-    def idle(self, until_ns: int | None) -> int | None:
-        """Nothing to do before virtual time `until_ns` (None: no timer). -> the time to go on at, None to stop waiting
-        for ever (nothing can come any more). Returns early when input arrives or a stop is requested."""
-        ...
-
-    def wake(self) -> None:
-        """From any thread: end an `idle` in progress."""
-        ...
-
-
-class Machine:
+class Machine(RunLoop):
     """Implements iface.Machine. Empty until `power_on` or `restore`."""
 
     def __init__(self, memory: int, *, symbols: SymbolTable | None = None, long_mode: bool = True) -> None:
         """`memory` bytes of RAM. `long_mode`: a processor that has it (Nehalem); else a Pentium III."""
-        self.long_mode = long_mode
-        self.ram = Ram(memory)
-        self.engine = Engine(self.ram, self, long_mode=long_mode)
-        self.cpu = CpuState(self.engine)
-        self.traps = Traps(self.cpu, self.ram)
-        self._base = 0  # instructions retired before the engine was entered last
-        self.clock = Clock(lambda: self._base + self.engine.counter[0])
-        self.devices = Devices(self.clock, memory)
-        self.text = ArmedText(self.ram, self.cpu, self.engine, self._on_pc_hook)
-        self.window = SlotWindow(self.ram, self.cpu, self.engine)
+        super().__init__(memory, symbols=symbols, long_mode=long_mode)
         self.calls = GuestCalls(self)
-        self._vex = VexGuard(self.cpu, self.engine, self.text, _Return(lambda: None))
-        self.words = SubstitutedWords(self.ram, self.cpu)
-        self.memory = GuestMemory(self.ram, self.cpu, self.engine, self.text, self.words)
-        self.registers = GuestRegisters(self.cpu, self.engine, self.traps)
-        self.symbols = symbols if symbols is not None else SymbolTable()
-        self.console = Console(self._stop_for)
-        self.trap_client: TrapClient | None = None
-        self.pacer: Pacer | None = None
-        self.log: Callable[[str, str], None] | None = None  # (topic, line) for --log int,syscall
-        self.halted = False
-        self.budget_end: int | None = None  # instruction count at which every run ends with Budget
-        self.handler_ns = 0  # host time spent in the trap client
         self._blank = True  # RAM is zero
-        self._debugger, self._debugger_hardware = object(), object()
-        self._conditions: dict[tuple[int, bool], Condition] = {}
-        self._followers: list[Condition] = []
-        self._watches: dict[int, Watch] = {}
-        self._stop: Stop | None = None
-        self._stop_requested = False
-        self._poll_at: int | None = None  # instruction count of the next look at a pending interrupt
-        self._passed: int | None = None  # a PC hook here was answered already
-        self._in_place: Place | None = None  # an int3 whose instruction runs once without it
-        self._skip_breakpoint: tuple[int, int] | None = None  # pc and sp of one reported, until its instruction has run
-        self._skip_since = -1  # instruction count of that report, -1 once the guest has gone on from it
-        self._last_hook = (-1, -1)
-        self._wire()
-        self.cpu.pull()
-
-    def _wire(self) -> None:
-        devices = self.devices
-        self.clock.on_change = self._tighten_to_deadline
-        devices.pic.on_raise = self._interrupt_raised
-        devices.uart.on_output = self.console.feed
-        devices.debug.on_output = self.console.feed
-        devices.system.on_reset = lambda: self._stop_for(Reset())
-        devices.system.on_power_off = lambda: self._stop_for(PowerOff())
-        devices.system.on_exit = lambda status: self._stop_for(GuestExit(status))
 
     # ------------------------------------------------------------------------------------------------ starting states
 
@@ -227,191 +139,6 @@ class Machine:
         with self._guest_bytes():
             return self.ram.sha256()
 
-    # ------------------------------------------------------------------------------------------------------- running
-
-    @property
-    def bits(self) -> int:
-        return self.cpu.bits
-
-    @property
-    def instructions(self) -> int:
-        return self.clock.instructions
-
-    def run(self, budget: int | None = None) -> Stop:
-        """Run until something stops it; at most `budget` instructions."""
-        end = self.budget_end if budget is None else self.clock.instructions + budget
-        pc, skip = self.cpu.linear_pc, self._skip_breakpoint
-        if self._passed != pc:
-            self._passed = None
-        if skip is not None and skip[0] != pc and self._skip_since == self.clock.instructions:
-            self._skip_breakpoint = None  # a debugger has moved the pc away
-        return self._reported(
-            self._guarded(lambda: self._loop(lambda: end is not None and self.clock.instructions >= end, end))
-        )
-
-    def _reported(self, stop: Stop) -> Stop:
-        """Keep in mind which breakpoint need not be reported again when the guest goes on."""
-        if isinstance(stop, Breakpoint):
-            self._skip_breakpoint, self._skip_since = (stop.pc, self.cpu.gpr[4]), self.clock.instructions
-        return stop
-
-    def _guarded(self, go: Callable[[], Stop]) -> Stop:
-        """`go`, with whatever escapes it as a stop: who runs a machine gets values, not errors of ours."""
-        try:
-            return go()
-        except Exception:  # noqa: BLE001  # the boundary of a run: timers and events have no hook's guard around them
-            self._stop = None
-            return Defect(self.cpu.linear_pc, traceback.format_exc())
-
-    def _loop(self, done: Callable[[], bool], end: int | None) -> Stop:
-        while self._stop is None:
-            if self._stop_requested and not self.window.contains(self.cpu.pc):
-                self._stop_requested = False
-                return Interrupted(self.cpu.linear_pc)
-            if done() and not self.window.contains(self.cpu.pc):
-                return Budget(self.clock.instructions)
-            before = self.clock.instructions
-            self._advance(end)
-            if self._followers and self.clock.instructions > before and not self.window.contains(self.cpu.pc):
-                self._followers = [call for call in self._followers if call()]
-        stop, self._stop = self._stop, None
-        return stop
-
-    def request_stop(self) -> None:
-        """From any thread: the run in progress, or the next one, ends with Interrupted."""
-        self._stop_requested = True
-        if self.pacer is not None:
-            self.pacer.wake()
-
-    def cancel_stop(self) -> None:
-        """Take back a `request_stop` that found the machine stopped already."""
-        self._stop_requested = False
-
-    def _advance(self, end: int | None) -> None:
-        """One stretch of guest execution: up to the next event, the slice's end, or `end`."""
-        if self.halted:
-            self._idle()
-            return
-        self._take_events()
-        if self._stop is not None:
-            return
-        place = self._in_place or self._breakpoint_to_skip()
-        if place is not None:
-            self._in_place = None
-            self._step_over(place)
-            return
-        now = self.clock.instructions
-        limit = now + (1 if self._followers or self._stop_requested else SLICE)  # asked to stop: out of a slot first
-        event = self._next_event()
-        if event is not None and event < limit:
-            limit = event
-        if end is not None and end < limit:
-            limit = end
-        self._enter(max(limit - now, 1))
-
-    def _enter(self, limit: int) -> None:
-        engine, cpu = self.engine, self.cpu
-        cpu.push()
-        cpu.running = True
-        engine.counter[0] = 0
-        nowhere = False
-        try:
-            retired, halted = engine.run(cpu.pc, limit)
-        except FetchError:
-            retired, halted, nowhere = max(engine.counter[0], 1), False, True
-        finally:
-            cpu.running = False
-            engine.counter[0] = 0
-        self._base += retired
-        cpu.pull()
-        if nowhere:
-            self._deliver(t.UD)  # no device answers a fetch: all ones, which is no instruction
-        if engine.failure is not None:
-            self._report_failure()
-        self.halted = halted and self._stop is None
-        armed = self._vex.arm()
-        if (self.text.reclaim() or armed) and not retired:
-            self._enter(limit)  # nothing has happened yet: the same stretch, with the places armed
-
-    def _report_failure(self) -> None:
-        error, self.engine.failure = self.engine.failure, None
-        if isinstance(error, KeyboardInterrupt):
-            raise error
-        self._stop = Defect(self.cpu.linear_pc, self.engine.failure_text)
-
-    def _next_event(self) -> int | None:
-        """Instruction count of the next timer or interrupt poll."""
-        deadline = self.clock.next_deadline_ns()
-        event = None if deadline is None else deadline - self.clock.now_ns + self.clock.instructions
-        if self._poll_at is not None and (event is None or self._poll_at < event):
-            event = self._poll_at
-        return event
-
-    def _take_events(self) -> None:
-        deadline = self.clock.next_deadline_ns()
-        if deadline is not None and deadline <= self.clock.now_ns:
-            self.clock.run_due()
-        if self._poll_at is None or self._poll_at > self.clock.instructions:
-            return
-        pic, cpu = self.devices.pic, self.cpu
-        if not pic.pending():
-            self._poll_at = None
-        elif cpu.eflags & IF and not cpu.interrupt_shadow and not self.window.contains(cpu.pc):
-            vector = pic.acknowledge()
-            if self.log is not None:
-                self.log("int", f"irq vector {vector:#x} at {cpu.linear_pc:#x}")
-            self._deliver(vector, external=True)
-            self._skip_since = -1
-            self._poll_at = self.clock.instructions + POLL if pic.pending() else None
-        else:  # a shadow and a slot last one instruction; IF can only be looked at now and then
-            self._poll_at = self.clock.instructions + (1 if cpu.eflags & IF else POLL)
-
-    def _tighten_to_deadline(self) -> None:
-        """A device scheduled something earlier than the engine's limit."""
-        deadline = self.clock.next_deadline_ns()
-        if self.cpu.running and deadline is not None:
-            self._tighten(deadline - self.clock.now_ns + self.clock.instructions)
-
-    def _tighten(self, at: int) -> None:
-        counter, limit = self.engine.counter, self.engine.limit
-        limit[0] = min(limit[0], max(at - self._base, counter[0]))
-
-    def _interrupt_raised(self) -> None:
-        self._poll_at = self.clock.instructions
-        if self.cpu.running:
-            self._tighten(self._poll_at)
-
-    def _idle(self) -> None:
-        """HLT: wait for the next interrupt, in virtual time or with the pacer in the world's."""
-        cpu, pic = self.cpu, self.devices.pic
-        if not cpu.eflags & IF:
-            self._stop = Halted(cpu.linear_pc, "HLT with interrupts off")
-            return
-        for _ in range(IDLE_TIMERS):
-            if pic.pending():
-                self.halted = False
-                self._poll_at = self.clock.instructions
-                return
-            deadline = self.clock.next_deadline_ns()
-            if self.pacer is not None:
-                now = self.pacer.idle(deadline)
-                if self._stop_requested or pic.pending():
-                    return
-                deadline = deadline if now is None else now
-            if deadline is None:
-                self._stop = Halted(cpu.linear_pc, "HLT, no timer is set and nobody can press a key")
-                return
-            self.clock.skip_to(max(deadline, self.clock.now_ns))
-            self.clock.run_due()
-        self._stop = Halted(cpu.linear_pc, f"HLT, {IDLE_TIMERS} timers fired and none could interrupt")
-
-    def _stop_for(self, stop: Stop) -> None:
-        """End the run before the next instruction; the first reason wins."""
-        if self._stop is None:
-            self._stop = stop
-        if self.cpu.running:
-            self.engine.stop_here()
-
     # -------------------------------------------------------------------------------------------------------- stepping
 
     def step(self) -> Stop:
@@ -454,7 +181,7 @@ class Machine:
             returned = self.cpu.gpr[4] == sp and self.cpu.cr3 == cr3
             return Step(pc) if returned else None
 
-        owner = _Return(back)
+        owner = Watcher(back)
         self.text.arm(pc, owner, BackEnd.HOOK)
         try:
             stop = self._loop(lambda: False, None)
@@ -464,24 +191,6 @@ class Machine:
         if not returned:
             self._stop = stop
         return returned
-
-    def _breakpoint_to_skip(self) -> Place | None:
-        """An int3 under the pc that only debugger breakpoints own, already reported: it is stepped over."""
-        pc = self.cpu.linear_pc
-        if self._skip_breakpoint != (pc, self.cpu.gpr[4]):
-            return None
-        place = self.text.place_at(pc) if self.text.has_byte(pc) else None
-        if place is None or not all(self._is_debugger(owner) for owner in place.owners):
-            return None
-        return place
-
-    def _step_over(self, place: Place) -> None:
-        self.text.lift(place)
-        try:
-            self._enter(1)
-        finally:
-            self.text.settle(place)
-            self._skip_breakpoint = None
 
     def insert_breakpoint(self, vaddr: int, hardware: bool = False, condition: Condition | None = None) -> None:
         """Idempotent; the last `condition` counts. An address that is not mapped yet is watched without memory, so it
@@ -506,9 +215,6 @@ class Machine:
         self.text.disarm_all(self._debugger)
         self.text.disarm_all(self._debugger_hardware)
 
-    def _is_debugger(self, owner: object) -> bool:
-        return owner is self._debugger or owner is self._debugger_hardware
-
     def _repeats(self, vaddr: int) -> bool:
         """A string instruction under rep stands there, before each iteration of which a PC hook would come."""
         try:
@@ -528,7 +234,7 @@ class Machine:
 
         `paddr`: where its byte is, if the guest has not mapped it yet. -> a call that ends the watch.
         """
-        owner = _Return(call)
+        owner = Watcher(call)
         self.text.arm(vaddr, owner, BackEnd.INT3, paddr)
         return lambda: self.text.disarm(vaddr, owner)
 
@@ -590,205 +296,3 @@ class Machine:
         if isinstance(stop, Interrupted):  # a watch of the caller's own, not the run's end
             self._stop = None
         return stop
-
-    # ----------------------------------------------------------------------------------------------- the engine's hooks
-
-    def on_interrupt(self, vector: int) -> None:
-        cpu = self.cpu
-        cpu.pull()
-        if vector == t.BP and cpu.software_interrupt and self._on_int3():
-            return
-        client = self.trap_client
-        if vector == t.DB and client is not None and self._answered(client.on_debug(cpu)):
-            return
-        if vector == t.PF and self.window.repair(cpu.cr(2)):
-            if cpu.cr(2) != cpu.linear_pc:
-                self.uncount(1)  # it is executed again; one that could not be fetched was not counted
-            cpu.forget_exception()
-            cpu.push()
-            return
-        if client is not None and self.window.contains(cpu.pc) and self._answered(client.on_fault(cpu, vector)):
-            return
-        software = cpu.software_interrupt
-        length = 0
-        if software:
-            length = 1 if vector in (t.BP, t.OF, t.DB) and not self._is_int_n(vector) else 2
-        if self.log is not None:
-            self.log("int", f"vector {vector:#x} code {cpu.error_code:#x} at {cpu.linear_pc:#x} cr2 {cpu.cr(2):#x}")
-        self._deliver(vector, None if software else cpu.error_code, software=software, length=length)
-        cpu.push()
-
-    def _is_int_n(self, vector: int) -> bool:
-        """The instruction before the pc is `int n`, not the one-byte form of these vectors."""
-        try:
-            return self.traps.read(self.cpu.linear_pc - 2, 2) == bytes((0xCD, vector))
-        except GuestFault:
-            return False
-
-    def on_invalid(self) -> None:
-        cpu = self.cpu
-        cpu.pull()
-        client = self.trap_client
-        if client is not None and self.window.contains(cpu.pc) and self._answered(client.on_fault(cpu, t.UD)):
-            return
-        self._deliver(t.UD)
-        cpu.push()
-
-    def on_syscall(self) -> None:
-        self._fast_entry(lambda length: self.traps.syscall(self.cpu.pc + length), "syscall")
-
-    def on_sysenter(self) -> None:
-        self._fast_entry(lambda _: self.traps.sysenter(), "sysenter")
-
-    def _fast_entry(self, enter: Callable[[int], None], name: str) -> None:
-        """The engine adds the instruction's length to the pc after its hook."""
-        cpu = self.cpu
-        cpu.pull()
-        length = 2
-        while length < 15 and self.traps.read(cpu.linear_pc + length - 2, 1) != b"\x0f":
-            length += 1
-        if self.log is not None:
-            self.log("syscall", f"{name} {cpu.gpr[0]} at {cpu.linear_pc:#x}")
-        try:
-            enter(length)
-        except GuestFault as fault:
-            self._deliver(fault.vector, fault.code)
-        cpu.pc = (cpu.pc - length) & ((1 << 64) - 1)
-        cpu.push()
-
-    def on_timestamp(self, with_processor: bool) -> None:
-        self.engine.write_timestamp(self.clock.now_ns)
-        if with_processor:
-            self.engine.write_register("RCX", self.engine.read_msr(0xC0000103) & 0xFFFFFFFF)
-
-    def on_in(self, port: int, size: int) -> int:
-        return self.devices.bus.read(port, size)
-
-    def on_out(self, port: int, size: int, value: int) -> None:
-        self.devices.bus.write(port, size, value)
-
-    def on_translated(self, pc: int, code: bytes) -> None:
-        self._vex.look(pc, code)
-        self.text.look(pc, code)
-
-    def uncount(self, instructions: int) -> None:
-        """Inside a trap handler: take instructions of ours (an int3, a jump back) off the clock."""
-        self.engine.counter[0] -= instructions
-
-    def _deliver(self, vector: int, code: int | None = None, **how: bool | int) -> None:
-        try:
-            self.traps.deliver(vector, code, **how)  # type: ignore[arg-type]  # keyword flags of one signature
-        except TripleFaulted as fault:
-            self._stop_for(TripleFault(self.cpu.linear_pc, fault.vector))
-            if self.cpu.running:
-                self.engine.break_here()  # a fault of the fetch itself retires nothing, so the limit is never looked at
-        if self.traps.switched_tables:
-            self.traps.switched_tables = False
-            self.engine.flush_tlb()
-
-    def _answered(self, verdict: Verdict | Stop) -> bool:
-        """Carry out a trap client's answer; False if the guest must see the trap."""
-        if verdict is Verdict.NOT_MINE or verdict is Verdict.DELIVER:
-            return False
-        if not isinstance(verdict, Verdict):
-            self._stop_for(verdict)
-        self.cpu.forget_exception()
-        self.cpu.push()
-        return True
-
-    def _on_int3(self) -> bool:
-        """An int3 ran: ours if an armed place is under it."""
-        cpu = self.cpu
-        pc = (cpu.linear_pc - 1) & ((1 << 64) - 1)
-        place = self.text.place_at(pc)
-        if place is None:
-            return False
-        cpu.pc -= 1
-        if self.text.hooked(pc) is not None:
-            self._passed = pc  # asked a moment ago, for the same arrival
-        verdict = self._ask(place, pc)
-        if verdict is None:  # nobody wants it: the guest's own instruction runs without the int3
-            self.uncount(1)
-            if self.text.place_at(pc) is place:  # else it was disarmed just now
-                self._in_place = place
-                self.engine.stop_here()
-            self.cpu.forget_exception()
-            self.cpu.push()
-            return True
-        if verdict is Verdict.DELIVER:
-            cpu.pc += 1
-            return False
-        if not isinstance(verdict, Verdict):
-            self.uncount(1)
-        return self._answered(verdict)
-
-    def _ask(self, place: Place, pc: int) -> Verdict | Stop | None:
-        """The owners of an armed place, in order; None where all let it pass."""
-        if self._stop_requested:
-            self.engine.stop_here()  # a slice full of hits lasts a hundred times as long as one without
-        wanted = False
-        for owner in list(place.owners):
-            if self._is_debugger(owner):
-                if self._skip_breakpoint == (pc, self.cpu.gpr[4]) or self.calls.depth:
-                    continue
-                hardware = owner is self._debugger_hardware
-                if self._holds(place, hardware):
-                    return Breakpoint(pc, hardware)
-                continue
-            if isinstance(owner, _Return):
-                stop = owner.call()
-                if stop is not None:
-                    return stop
-            else:
-                wanted = True
-        if self._skip_breakpoint == (pc, self.cpu.gpr[4]) and (
-            place.back_end is BackEnd.INT3 or not self.text.has_byte(pc)  # else the int3 behind the hook is asked next
-        ):
-            self._skip_breakpoint = None
-        if not wanted or self.trap_client is None:
-            return None
-        began = time.perf_counter_ns()
-        verdict = self.trap_client.on_break(self.cpu, pc, place.back_end)
-        self.handler_ns += time.perf_counter_ns() - began
-        return None if verdict is Verdict.NOT_MINE else verdict
-
-    def _holds(self, place: Place, hardware: bool) -> bool:
-        condition = self._conditions.get((place.vaddr, hardware))
-        return condition is None or condition()
-
-    def _on_pc_hook(self, pc: int) -> None:
-        """Before the instruction at `pc`, without an int3. It is counted already and executes when this returns."""
-        place = self.text.hooked(pc)
-        if self._passed == pc:
-            self._passed = None
-        elif place is not None and self._taken_at_hook(place, pc):
-            return
-        if self._vex.stands_at(pc):
-            self.on_invalid()
-            self.engine.continue_at(self.cpu.pc)
-
-    def _taken_at_hook(self, place: Place, pc: int) -> bool:
-        """Ask the owners; True if the instruction must not execute now."""
-        cpu = self.cpu
-        cpu.pull()
-        before = (cpu.pc, cpu.eflags, *cpu.gpr)
-        verdict = self._ask(place, pc)
-        if verdict is None or (verdict is Verdict.HANDLED and before == (cpu.pc, cpu.eflags, *cpu.gpr)):
-            return False
-        if isinstance(verdict, Verdict):
-            # changed state takes effect when the instruction is entered anew, with the hook answered
-            self._passed = pc if cpu.pc == before[0] else None
-            self.uncount(1)
-        else:
-            self._stop_for(verdict)
-            self.engine.break_here()
-        cpu.push()
-        self.engine.continue_at(cpu.pc)
-        return True
-
-
-class _Return:
-    """An owner that is asked: a watch of the machine's own."""
-
-    def __init__(self, call: Watch) -> None:
-        self.call = call

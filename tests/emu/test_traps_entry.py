@@ -10,7 +10,7 @@ from emu.boot import Guest, GuestMachine
 from emu.cpustate import MSR_EFER, MSR_FMASK, MSR_LSTAR, MSR_STAR
 from emu.iface import Budget, Halted, Stop
 from emu.images.flat import load_flat
-from emu.machine import POLL
+from emu.running import POLL
 from tests.support import tiny
 from tests.support.tiny import CODE, FLAGS_IF, FLAGS_TF, HANDLERS, Tiny
 
