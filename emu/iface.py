@@ -374,6 +374,20 @@ class SymbolTable(Protocol):
         ...
 
 
+class Guest(Protocol):
+    """What is known of what runs in a machine; machines that `emu.boot` makes have one, as `guest`."""
+
+    settled: bool
+
+    def on_settled(self, call: Callable[[], None]) -> None:
+        """Call once the guest no longer patches its own text; at once if it is so."""
+        ...
+
+    def btf(self) -> bytes:
+        """The kernel's own type information, empty where there is none."""
+        ...
+
+
 class Machine(Protocol):
     """A processor with memory, devices and time. All but `request_stop` belongs to the one thread that runs it."""
 

@@ -36,7 +36,6 @@ from gdbstub.session import Session
 from gdbstub.terminal import say, show_status
 from gdbstub.tracepoints import Tracing
 from probes.errors import ProbeError
-from probes.linux.tasks import linux_tasks
 from probes.manager import Manager
 from probes.trace import Record
 
@@ -55,9 +54,7 @@ class Program:
     def __init__(self, machine: GuestMachine, options: RunOptions) -> None:
         self.machine = machine
         self.options = options
-        tasks = linux_tasks(machine, machine.guest.btf())
-        known = None if isinstance(tasks, str) else tasks
-        self.probes = Manager(machine, settled=machine.guest.settled, tasks=known, linux_limits=options.linux_limits)
+        self.probes = Manager(machine, linux_limits=options.linux_limits)
         self._ended = trio.Event()
         self._stop: iface.Stop | None = None  # what ended the run; None: the user
         self._outputs: list[Output] = []
@@ -184,7 +181,6 @@ class Program:
             names |= {status.name for status in probes.status()} - before
 
         def settle() -> None:
-            probes.settled = True
             for name in sorted(names) if later else ():
                 try:
                     probes.enable(name)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias
 
-from emu.iface import Machine
+from emu.iface import Guest, Machine
 from emu.insn import InvalidInstruction, decode
 from probes.arch import Convention
 from probes.arch.x86 import X86Arch
@@ -23,6 +23,7 @@ from probes.fetch import FetchContext, Fetcher, TaskInfo, compile_fetch
 from probes.guest import GuestHandlers
 from probes.jprobe import Jprobe, Jprobes
 from probes.kretprobe import MAX_DATA_SIZE, Kretprobe, Kretprobes, ReturnInstance
+from probes.linux.tasks import linux_tasks
 from probes.lookup import did_you_mean
 from probes.objects import ObjectLoader
 from probes.regs import Regs
@@ -104,7 +105,8 @@ class Manager:
     """All probes of one machine.
 
     `arm` is the default back end; `settled` says the guest no longer patches its own code (see `Kprobes`); `tasks`
-    knows the current task. Being made, it becomes the machine's trap client.
+    knows the current task. Both are left to the machine's guest where it knows. Being made, it becomes the machine's
+    trap client.
     """
 
     def __init__(
@@ -112,7 +114,7 @@ class Manager:
         machine: Machine,
         *,
         arm: Arm = "auto",
-        settled: bool = True,
+        settled: bool | None = None,
         tasks: TaskInfo | None = None,
         linux_limits: bool = False,
     ) -> None:
@@ -121,9 +123,14 @@ class Manager:
         self._machine = machine
         self._convention = arch.convention
         known = find_tasks(machine)
+        guest: Guest | None = getattr(machine, "guest", None)
+        if tasks is None and guest is not None:
+            found = linux_tasks(machine, guest.btf())
+            tasks = None if isinstance(found, str) else found
         self._context = FetchContext(machine, arch.convention, tasks or known)
         self._scope = _SymbolScope(machine, arch.convention)
-        self._kprobes = Kprobes(machine, arch, arm, settled, linux_limits=linux_limits)
+        now = settled if settled is not None else guest is None or guest.settled
+        self._kprobes = Kprobes(machine, arch, arm, now, linux_limits=linux_limits)
         room = Room(machine.window)
         self.objects = ObjectLoader(machine, arch.convention.word, room)
         self._jprobes = Jprobes(machine, arch.convention.word, self._kprobes, self.objects)
@@ -134,6 +141,11 @@ class Manager:
         self._shadow = known.is_linux  # how events follow returns where nobody says
         self._events: dict[str, _Event] = {}
         machine.trap_client = self._kprobes
+        if settled is None and guest is not None:
+            guest.on_settled(self._settle)
+
+    def _settle(self) -> None:
+        self.settled = True
 
     @property
     def settled(self) -> bool:

@@ -63,7 +63,7 @@ def test_guest_panic_is_a_stop_with_its_message(linux: GuestMachine) -> None:
 # ------------------------------------------------------------------------------------------------- the same every time
 
 
-@pytest.mark.no_cover
+@pytest.mark.boots
 def test_two_boots_are_the_same_to_the_instruction() -> None:
     """Switched on again, the kernel reaches the prompt at the same instruction with the same RAM."""
     first = another("amd64")

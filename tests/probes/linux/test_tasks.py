@@ -7,7 +7,7 @@ import pytest
 from emu import GuestMachine
 from probes.linux.tasks import LinuxTasks, linux_tasks
 from probes.manager import Manager
-from tests.support.kernels import run_shell
+from tests.support.kernels import BOOT_BUDGET, PROMPT, run_shell, run_until, switched_on
 
 
 @pytest.mark.parametrize("kernel", ["amd64", "6.12"], indirect=True)
@@ -26,3 +26,17 @@ def test_trace_lines_name_the_process_that_hit(linux: GuestMachine) -> None:
 def test_a_kernel_without_types_gets_a_reason(linux: GuestMachine) -> None:
     """Debian's i386 kernel has no BTF: said, not guessed."""
     assert linux_tasks(linux, linux.guest.btf()) == "the kernel has no BTF"
+
+
+@pytest.mark.boots
+def test_a_manager_made_before_the_boot_learns_when_the_kernel_has_settled() -> None:
+    """Until then a probe is a PC hook, for the kernel patches its own text; afterwards it is an int3."""
+    machine = switched_on("amd64")
+    probes = Manager(machine)
+    assert not probes.settled
+    probes.add("kprobe", "p:open do_sys_openat2")
+    assert any("hook" in line for line in probes.info("open"))
+    run_until(machine, PROMPT, BOOT_BUDGET)
+    assert probes.settled
+    assert any("int3" in line for line in probes.info("open"))
+    assert probes.status()[0].hits > 0
