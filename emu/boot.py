@@ -126,6 +126,8 @@ def boot(
         path = Path(kernel)
     if initrd is not None:
         archive = read_file(initrd, _INITRAMFS_LIMIT)
+        if not archive:
+            raise ImageError(str(initrd), "the file is empty")
     if command is not None:
         archive = bytes(archive) + bytes(-len(archive) % 4) + initramfs.command_archive(command)
     if add:
@@ -143,7 +145,7 @@ def boot(
         known.virtual_offset,
         known.build_id,
         known.sections,
-        facts.keep(known, image.path, progress),
+        facts.keep(known, image.path, list(symbols), progress),
         settled=False,
     )
     machine.power_on(image)

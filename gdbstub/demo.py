@@ -118,6 +118,9 @@ def demo(say: Say) -> int:
         guest.process.wait(STEP_SECONDS)
         say(f"demo done in {time.monotonic() - began:.0f} seconds")
         return 0
+    except KeyboardInterrupt:
+        say("gdbstub demo: interrupted before it was done")
+        return 1
     except (DemoError, GdbError, OSError, subprocess.TimeoutExpired) as error:
         say(f"gdbstub demo: {error}")
         return 1

@@ -71,6 +71,8 @@ class Program:
             machine.budget_end = machine.instructions + options.budget
         if options.pace == "real" or (options.pace is None and self._is_for_a_person()):
             machine.pacer = WallPacer(lambda: machine.clock.now_ns)
+        _check_writable(options.snapshot)
+        _check_writable(options.summary)
         self._prepare_script()
         self._prepare_outputs()
         self._prepare_objects()
@@ -344,6 +346,17 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 def void(_: object) -> None:
     """For callables whose argument nobody wants."""
+
+
+def _check_writable(path: Path | str | None) -> None:
+    """UsageError for a file that the end of the run could not write: found out now, not after a long boot."""
+    if path is None or str(path) == "-":
+        return
+    file = Path(path)
+    if file.is_dir():
+        raise UsageError(f"{path}: is a directory")
+    if not file.parent.is_dir():
+        raise UsageError(f"{path}: there is no directory {file.parent}")
 
 
 def run_program(machine: GuestMachine, options: RunOptions) -> Outcome:

@@ -7,6 +7,7 @@ key; where the cache has lost the facts, they are empty and whoever needs them s
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import zstandard
@@ -14,22 +15,28 @@ import zstandard
 from emu.iface import ImageError
 from emu.images.cache import Progress, cache_root, quiet, write_atomic
 from emu.images.elf import ElfFile
+from emu.images.frames32 import frame_pointer_frames
 from emu.images.orc import debug_frame
 from emu.images.plan import Kernel
+from emu.symbols import Symbol
 
 _LIMIT = 64 << 20
-FRAMES, BTF = "debug_frame", "btf"
+FRAMES, BTF = "frames", "btf"
 
 
-def keep(kernel: Kernel, path: str, progress: Progress = quiet) -> str:
+def keep(kernel: Kernel, path: str, symbols: Sequence[Symbol], progress: Progress = quiet) -> str:
     """Put the kernel's facts into the cache if they are not there. -> the key to `read` them by."""
     vmlinux = bytes(kernel.vmlinux)
     key = hashlib.sha256(vmlinux).hexdigest()
     if not all(_file(key, fact).exists() for fact in (FRAMES, BTF)):
-        progress(f"{path}: reading the kernel's unwind tables and types (ORC, BTF), once for this image")
+        progress(f"{path}: reading the kernel's unwind tables and types, once for this image")
         try:
             elf = ElfFile(path, vmlinux)
-            _write(key, FRAMES, debug_frame(elf))
+            if kernel.bits == 64:
+                frames = debug_frame(elf)
+            else:
+                frames = frame_pointer_frames(elf.segments(), symbols, kernel.virtual_offset)
+            _write(key, FRAMES, frames)
             sections = {section.name: section for section in elf.sections()}
             types = sections.get(".BTF")
             _write(key, BTF, vmlinux[types.offset : types.offset + types.size] if types else b"")

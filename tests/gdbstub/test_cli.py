@@ -149,10 +149,10 @@ def test_a_port_in_use_is_named(capfd: pytest.CaptureFixture[str], option: str):
 @pytest.mark.parametrize("option", ["--summary", "--snapshot"])
 def test_a_result_that_cannot_be_written_is_status_2(run: Run, option: str):
     """Found only at the end, but said all the same."""
-    ended = run("embedded", "--until", "embedded: ready", option, "/nonexistent/x")
+    ended = run("embedded", "--until", "embedded: ready", option, "/proc/x")
     assert (ended.status, ended.err.splitlines()[-1]) == (
         2,
-        "gdbstub: /nonexistent/x" + (".partial" if option == "--snapshot" else "") + ": no such file or directory",
+        "gdbstub: /proc/x" + (".partial" if option == "--snapshot" else "") + ": no such file or directory",
     )
 
 
@@ -342,3 +342,13 @@ def test_entry_overrides_the_start(run: Run, tmp_path: Path):
     code = flat(tmp_path, "f4 ebfe")
     assert run(*code, "--budget", "1K").err.startswith("gdbstub: halted for good")
     assert run(*code, "--entry", "0x100001", "--budget", "1K").err.startswith("gdbstub: the budget")
+
+
+@pytest.mark.parametrize("option", ["--snapshot", "--summary"])
+def test_output_that_cannot_be_written_is_refused_before_the_run(
+    option: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A long boot is not lost for a folder that is not there."""
+    target = tmp_path / "missing" / "file"
+    assert main(["load", "embedded", "--no-listen", "--console", "none", "--until", "done", option, str(target)]) == 2
+    assert capfd.readouterr().err.strip() == f"gdbstub: {target}: there is no directory {target.parent}"
