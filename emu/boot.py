@@ -8,6 +8,7 @@ machine itself knows nothing of Linux.
 from __future__ import annotations
 
 import base64
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -189,7 +190,7 @@ def restore(source: str | Path | Snapshot, progress: Progress = quiet) -> GuestM
     snapshot = source if isinstance(source, Snapshot) else Snapshot.open(Path(source))
     about = snapshot.state.get("about", {})
     try:
-        symbols = SymbolTable(unpack_symbols(base64.b64decode(about["symbols"])))
+        symbols = _unpacked(about["symbols"])
         guest = Guest(
             about["kind"],
             about["title"],
@@ -212,6 +213,12 @@ def restore(source: str | Path | Snapshot, progress: Progress = quiet) -> GuestM
     if guest.kind == "linux":
         _watch_linux(machine)
     return machine
+
+
+@functools.lru_cache(maxsize=4)
+def _unpacked(symbols: str) -> SymbolTable:
+    """A snapshot's symbols; kept, because the same one is often restored many times and a table never changes."""
+    return SymbolTable(unpack_symbols(base64.b64decode(symbols)))
 
 
 def read_file(path: Path, limit: int = 1 << 30) -> bytes:

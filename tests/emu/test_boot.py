@@ -72,6 +72,7 @@ def test_two_boots_are_the_same_to_the_instruction() -> None:
     assert state(second) == state(first)
 
 
+@pytest.mark.parametrize("kernel", ["amd64", "i386"], indirect=True)
 def test_restored_guest_goes_on_as_the_one_before(kernel: str) -> None:
     """Twice from one snapshot, once of them in place: the same end."""
     first = another(kernel)
@@ -84,6 +85,7 @@ def test_restored_guest_goes_on_as_the_one_before(kernel: str) -> None:
     assert ends[0] == ends[1]
 
 
+@pytest.mark.parametrize("kernel", ["amd64", "i386"], indirect=True)
 def test_two_hundred_interruptions_change_nothing(kernel: str) -> None:
     """Ctrl-C at scattered moments of a busy kernel."""
     bare, machine = another(kernel), another(kernel)
@@ -101,6 +103,7 @@ def test_two_hundred_interruptions_change_nothing(kernel: str) -> None:
     assert state(machine) == state(bare)
 
 
+@pytest.mark.parametrize("kernel", ["amd64", "i386"], indirect=True)
 def test_stepping_and_breakpoints_change_nothing(kernel: str) -> None:
     """Steps through whatever runs, system calls and interrupts included; breakpoints at the pc and on a system call."""
     bare, machine = another(kernel), another(kernel)

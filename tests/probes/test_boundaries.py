@@ -16,6 +16,8 @@ from probes import Kprobe, Manager
 from probes.regs import Regs
 from tests.support.kernels import another, run_shell
 
+pytestmark = pytest.mark.boots
+
 COUNT = int(os.environ.get("GDBSTUB_BOUNDARIES", "300"))
 HOT = 50  # hits after which a probe takes itself away
 LONGEST = 4096  # bytes of a function to draw from: decoding starts at its first

@@ -14,6 +14,8 @@ from probes.kretprobe import End
 from tests.probes.returns import add_up
 from tests.support.kernels import another, run_shell, run_until, type_line
 
+pytestmark = pytest.mark.parametrize("kernel", ["amd64", "i386"], indirect=True)
+
 FUNCTIONS = ("vfs_read", "do_sys_openat2", "schedule", "do_nanosleep", "begin_new_exec", "flush_thread", "do_exit")
 WORK = "md5sum /bin/busybox; (sleep 1); cat /proc/version"
 

@@ -13,6 +13,8 @@ from probes.limits import LinuxLimits
 from tests.support.embedded import Guest, power_on
 from tests.support.kernels import another, run_shell
 
+pytestmark = pytest.mark.boots
+
 EXERCISE = "ls / | md5sum"
 
 # By role: the symbol, and the errno of that kernel's own register_kprobe at its entry; None where it takes the probe.

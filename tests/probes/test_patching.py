@@ -18,6 +18,8 @@ from probes.errors import ProbeError
 from tests.support.embedded import Guest, power_on
 from tests.support.kernels import another, run_shell
 
+pytestmark = pytest.mark.boots
+
 TOGGLE = "echo {} > /proc/sys/kernel/sched_schedstats"
 NEWS = "dmesg | md5sum; for i in 1 2 3; do echo a | md5sum; done"
 NEIGHBOURS = 2
