@@ -55,7 +55,9 @@ _SETUP_LIMIT = 0x290
 """Where the next field of the zero page begins (edd_mbr_sig_buffer)."""
 _SETUP_HEADER = Struct(
     "setup_sects" / Int8ul,
-    Padding(12),
+    Padding(2),
+    "syssize" / Int32ul,  # of what follows the setup sectors, in 16-byte units
+    Padding(6),
     "boot_flag" / Const(0xAA55, Int16ul),
     Padding(1),
     "jump_size" / Int8ul,
@@ -160,7 +162,11 @@ def _open_bzimage(path: str, view: memoryview) -> tuple[_Setup, bytes]:
         version = f"{header.version >> 8}.{header.version & 0xFF:02}"
         raise ImageError(path, f"boot protocol {version} is too old: 2.08 (Linux 2.6.26) or newer is needed", 0x206)
     # A setup_sects of 0 means 4, for loaders of Linux 1.x.
-    offset = ((header.setup_sects or 4) + 1) * 512 + header.payload_offset
+    setup_size = ((header.setup_sects or 4) + 1) * 512
+    if setup_size + header.syssize * 16 > len(view):
+        reason = f"is cut short: its header says {setup_size + header.syssize * 16:,} bytes, it has {len(view):,}"
+        raise ImageError(path, reason, len(view))
+    offset = setup_size + header.payload_offset
     if offset + header.payload_length > len(view) or not header.payload_length:
         reason = f"payload of {header.payload_length:#x} bytes at {offset:#x} is not in the file ({len(view):#x} bytes)"
         raise ImageError(path, reason, 0x248)

@@ -259,3 +259,12 @@ def test_random_bytes_are_refused(data: bytes) -> None:
     for loader in (load, lambda data: load_image("file", data, memory=MEMORY)):
         with pytest.raises(ImageError):
             loader(data)
+
+
+def test_bzimage_without_its_last_bytes_is_refused_though_the_payload_is_whole() -> None:
+    """The header says how long the file is; what a broken download lost may be needed."""
+    whole = bytearray(build_kernel() + bytes(-len(build_kernel()) % 16))
+    struct.pack_into("<I", whole, 0x1F4, (len(whole) - (whole[0x1F1] + 1) * 512) // 16)
+    load(bytes(whole))
+    with pytest.raises(ImageError, match="cut short"):
+        load(bytes(whole[:-1]))
