@@ -17,6 +17,7 @@ from emu.runner import Runner
 from gdbstub.address import Tcp
 from gdbstub.terminal import HELP, Key, Keys, raw_terminal, say
 
+_LEAVING = 0.5  # seconds a new client waits for the one before to be gone
 _PORTION = 0x4000
 _FULL_PAUSE = 0.05  # seconds until a guest that has a megabyte of input waiting is offered more
 _QUEUED = 1 << 16  # portions of console text that wait for a TCP client
@@ -95,11 +96,15 @@ async def serve_tcp(
 
     async def serve(stream: trio.SocketStream) -> None:
         async with stream:
-            if turn.locked():
+            with trio.move_on_after(_LEAVING) as patience:
+                await turn.acquire()
+            if patience.cancelled_caught:
                 await stream.send_all(b"somebody else has this console\n")
                 return
-            async with turn:
+            try:
                 await _serve_client(machine, runner, stream)
+            finally:
+                turn.release()
 
     for listener in listeners:
         name = listener.socket.getsockname()

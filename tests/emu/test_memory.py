@@ -93,5 +93,5 @@ def test_written_code_is_what_runs_next(guest: Tiny) -> None:
 
 @pytest.mark.parametrize("size", [0, 1 << 20, (4 << 20) + 1, MAX_SIZE + (2 << 20)])
 def test_impossible_memory_size_is_refused(size: int) -> None:
-    with pytest.raises(MachineError, match="is not possible: a multiple of 2 MiB, from 2 to 3072 MiB"):
+    with pytest.raises(MachineError, match="is not possible: a multiple of 2 MiB, 2 to 3072 MiB"):
         Ram(size)
