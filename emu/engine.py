@@ -220,7 +220,7 @@ class Engine:
         _lib.uc_reg_write(self._handle, reg.UC_X86_REG_RIP, self._word_pointer)
 
     def break_here(self) -> None:
-        """From a PC hook: stop before the instruction it stands on."""
+        """From a PC hook: stop before the instruction it stands on. In the engine's own thread, where this is exact."""
         self.limit[0] = 0
         _lib.uc_emu_stop(self._handle)
 
