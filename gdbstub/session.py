@@ -16,16 +16,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from emu.arch import Arch, Register, target_xml
+from emu.arch import Arch
 from emu.iface import Breakpoint, Machine, MachineError, MemoryFault, Step, Stop
 from gdbstub import stops
 from gdbstub.agent import Agent, StateVariables
 from gdbstub.conditions import Decision, decision
-from gdbstub.files import FileError, FileTree, OpenFiles
+from gdbstub.filepackets import FilePackets
+from gdbstub.files import FileError, FileTree
 from gdbstub.monitor import Monitor
-from gdbstub.packets import PacketError, PacketTable, fields, number, packet, pair, unhex
+from gdbstub.packets import PacketError, PacketTable, number, packet, pair, unhex
 from gdbstub.rsp import MAX_PACKET, fit
-from gdbstub.tracepackets import TracePackets, in_registers
+from gdbstub.targetpackets import TargetPackets
+from gdbstub.tracepackets import TracePackets
 from gdbstub.tracepoints import Tracing
 
 MONITOR_STATUS: Final = "monitor-status+"
@@ -75,7 +77,7 @@ class Kill:
 Action: TypeAlias = Send | Resume | Detach | Kill
 
 
-class Session(TracePackets):
+class Session(TargetPackets, FilePackets, TracePackets):
     """The state of one connection, whether it has become the debugger or only asks monitor commands.
 
     `wake` is called, in the machine's thread, when `take_output` has something. `files`, `monitor` and `tracing` are
@@ -93,16 +95,13 @@ class Session(TracePackets):
         packet_size: int = MAX_PACKET,
         wake: Callable[[], None] = lambda: None,
     ) -> None:
-        super().__init__(tracing)
+        TargetPackets.__init__(self, machine, arch, packet_size)
+        FilePackets.__init__(self, files)
+        TracePackets.__init__(self, tracing)
         self.attached = False
         self.rival: str | None = None
         """Who is debugging the machine already, as seen when this client came."""
         self.monitor = monitor
-        self.open_files = OpenFiles(files) if files is not None else None
-        self.exec_file = files.exec_file if files is not None else None
-        self._machine = machine
-        self._arch = arch
-        self._packet_size = packet_size
         self._wake = wake
         self._client: frozenset[str] = frozenset()
         self._breakpoints: dict[tuple[int, bool], Decision | None] = {}
@@ -111,7 +110,6 @@ class Session(TracePackets):
         self._closed = False
         self._output: deque[str] = deque(maxlen=MAX_WAITING_LINES)
         self._lost = 0  # of these, since the client was told last
-        self._description = target_xml(arch).encode()
 
     # ------------------------------------------------------------------------------------------------- for the server
 
@@ -338,69 +336,6 @@ class Session(TracePackets):
                     return Resume(step=True, stop_range=pair(action[1:]))
         raise PacketError("vCont has no action for the thread")
 
-    # ------------------------------------------------------------------------------------------- registers and memory
-
-    @packet("qXfer:features:read", feature="qXfer:features:read+")
-    def _features(self, rest: bytes) -> bytes:
-        annex, _, window = rest.partition(b":")
-        return self._part(self._description, window) if annex == b"target.xml" else b"E00"
-
-    @packet("g")
-    def _read_registers(self, _rest: bytes) -> bytes:
-        if self._frame is not None:
-            return b"".join(in_registers(self._frame))
-        return self._arch.pack(self._machine.registers.read_many(self._arch.names)).hex().encode()
-
-    @packet("G")
-    def _write_registers(self, rest: bytes) -> bytes:
-        self._check_live()
-        try:
-            values = self._arch.unpack(unhex(rest))
-        except ValueError as error:
-            raise PacketError(str(error)) from error
-        self._machine.registers.write_many(values)
-        return b"OK"
-
-    @packet("p")
-    def _read_register(self, rest: bytes) -> bytes:
-        register = self._register(rest)
-        if self._frame is not None:
-            return list(in_registers(self._frame))[number(rest)]
-        return self._machine.registers.read(register.name).to_bytes(register.size, "little").hex().encode()
-
-    @packet("P")
-    def _write_register(self, rest: bytes) -> bytes:
-        self._check_live()
-        index, _, value = rest.partition(b"=")
-        register = self._register(index)
-        data = unhex(value)
-        if len(data) != register.size:
-            raise PacketError(f"{register.name} has {register.size} bytes, not {len(data)}")
-        self._machine.registers.write(register.name, int.from_bytes(data, "little"))
-        return b"OK"
-
-    @packet("m")
-    def _read_hex(self, rest: bytes) -> bytes:
-        vaddr, size = pair(rest)
-        if size == 0:
-            raise PacketError("no bytes asked for")
-        return self._read(vaddr, min(size, self._packet_size // 2)).hex().encode()
-
-    @packet("x", feature="binary-upload+")
-    def _read_binary(self, rest: bytes) -> bytes:
-        vaddr, size = pair(rest)
-        return b"b" + fit(self._read(vaddr, min(size, self._packet_size - 1)), self._packet_size - 1)
-
-    @packet("M")
-    def _write_hex(self, rest: bytes) -> bytes:
-        place, _, data = rest.partition(b":")
-        return self._write(place, unhex(data))
-
-    @packet("X")
-    def _write_binary(self, rest: bytes) -> bytes:
-        place, _, data = rest.partition(b":")
-        return self._write(place, data)
-
     # ----------------------------------------------------------------------------------------------------- breakpoints
 
     # The words are those of its stops' reason, and of what may stand behind the address.
@@ -441,52 +376,6 @@ class Session(TracePackets):
             left.discard((vaddr, hardware))
         return b"OK"
 
-    # ----------------------------------------------------------------------------------------------------------- files
-
-    @packet("qXfer:exec-file:read", feature="qXfer:exec-file:read+", requires="exec_file")
-    def _exec_file(self, rest: bytes) -> bytes:
-        assert self.exec_file is not None
-        _process, _, window = rest.partition(b":")
-        return self._part(self.exec_file.encode(), window)
-
-    @packet("vFile:setfs", requires="open_files")
-    def _file_system(self, _rest: bytes) -> bytes:
-        return b"F0"  # every process sees the one tree
-
-    @packet("vFile:open", requires="open_files")
-    def _file_open(self, rest: bytes) -> bytes:
-        path, flags, _mode = fields(rest, 3)
-        return b"F%x" % self._files.open(_path(path), number(flags))
-
-    @packet("vFile:close", requires="open_files")
-    def _file_close(self, rest: bytes) -> bytes:
-        self._files.close(number(rest))
-        return b"F0"
-
-    @packet("vFile:pread", requires="open_files")
-    def _file_read(self, rest: bytes) -> bytes:
-        descriptor, count, offset = (number(text) for text in fields(rest, 3))
-        data = self._files.pread(descriptor, min(count, self._packet_size), offset)
-        return _file_data(fit(data, self._packet_size - len("F20000;")))
-
-    @packet("vFile:fstat", requires="open_files")
-    def _file_fstat(self, rest: bytes) -> bytes:
-        return _file_data(self._files.fstat(number(rest)))
-
-    @packet("vFile:stat", requires="open_files")
-    @packet("vFile:lstat", requires="open_files")
-    def _file_stat(self, rest: bytes) -> bytes:
-        return _file_data(self._files.stat(_path(rest)))
-
-    @packet("vFile:readlink", requires="open_files")
-    def _file_link(self, rest: bytes) -> bytes:
-        return _file_data(self._files.readlink(_path(rest)))
-
-    @property
-    def _files(self) -> OpenFiles:
-        assert self.open_files is not None
-        return self.open_files
-
     # --------------------------------------------------------------------------------------------------------- helpers
 
     @property
@@ -504,35 +393,6 @@ class Session(TracePackets):
             raise PacketError("offset beyond the end of the object")
         data = fit(document[offset : offset + length], self._packet_size - 1)
         return (b"m" if offset + len(data) < len(document) else b"l") + data
-
-    def _register(self, text: bytes) -> Register:
-        index = number(text)
-        if index >= len(self._arch.registers):
-            raise PacketError(f"no register {index}")
-        return self._arch.registers[index]
-
-    def _read(self, vaddr: int, size: int) -> bytes:
-        """Memory up to the first byte that is not there; MemoryFault where that is the first."""
-        if self._frame is not None:
-            return self._trace.read(self._frame, vaddr, size)
-        try:
-            return self._machine.memory.read(vaddr, size)
-        except MemoryFault as fault:
-            if not vaddr < fault.address < vaddr + size:
-                raise
-            return self._machine.memory.read(vaddr, fault.address - vaddr)
-
-    def _write(self, place: bytes, data: bytes) -> bytes:
-        self._check_live()
-        vaddr, size = pair(place)
-        if size != len(data):
-            raise PacketError(f"{size} bytes announced, {len(data)} sent")
-        self._machine.memory.write(vaddr, data)
-        return b"OK"
-
-    def _check_live(self) -> None:
-        if self._frame is not None:
-            raise PacketError("a trace frame is selected; what was collected cannot be changed")
 
     def _console(self, text: str) -> Iterator[bytes]:
         """`text` in as many `O` packets as it takes."""
@@ -570,11 +430,3 @@ def _check_thread(text: bytes) -> None:
     match = _THREAD_ID.fullmatch(text)
     if match is None or not {b"-1", b"0", b"1", b"01", None}.issuperset(match.groups()):
         raise PacketError("no such thread")
-
-
-def _path(text: bytes) -> str:
-    return unhex(text).decode("utf-8", "surrogateescape")
-
-
-def _file_data(data: bytes) -> bytes:
-    return b"F%x;%b" % (len(data), data)
