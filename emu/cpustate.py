@@ -1,14 +1,13 @@
 """The CPU state image: everything the registers API of the engine cannot reach.
 
-Rules: a `CpuState` is a view on the engine's context buffer. `pull()` copies the processor's state into it, changes are
-made to plain numbers, `push()` copies it back. Between pull and push nobody else may change the processor. While the
+Rules: a `CpuState` is a view on the processor itself, where the engine keeps it: a number written is in force at once,
+but for what the engine must be told besides (`Engine.flush_tlb`, and `Engine.continue_at` in a PC hook). While the
 engine runs, arithmetic flags and DF live apart from EFLAGS; `eflags` is always the architectural value.
-Layout: `layouts.CpuImage`, found and checked by `find_image` at start.
+Layout: `layouts.CpuImage`, checked by `find_image` at start.
 """
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import struct
 from collections.abc import Iterator
@@ -55,9 +54,8 @@ _SEGMENT_SIZE: int = SegmentCache.sizeof()
 
 @dataclass(frozen=True, slots=True)
 class ImageLayout:
-    """Where in the context buffer the state image starts, and where in the image the parts found by value lie."""
+    """Where in the state image the parts found by value lie."""
 
-    start: int
     error: int
     efer: int
     msrs: tuple[tuple[int, int], ...]
@@ -65,32 +63,11 @@ class ImageLayout:
 
 @functools.cache
 def find_image() -> ImageLayout:
-    """Calibrate: write known values through the registers API and look for them in the saved context.
+    """Calibrate: write known values through the registers API and look for them in the engine's state.
 
     EngineMismatch, naming the engine's version and the field, where one is not where `layouts.CpuImage` says.
     """
     engine = Engine(Ram(2 << 20), _NoHooks(), long_mode=True)
-    gprs = [0x2122334455660000 + i for i in range(16)]
-    names = [
-        "RAX",
-        "RCX",
-        "RDX",
-        "RBX",
-        "RSP",
-        "RBP",
-        "RSI",
-        "RDI",
-        "R8",
-        "R9",
-        "R10",
-        "R11",
-        "R12",
-        "R13",
-        "R14",
-        "R15",
-    ]
-    for name, value in zip(names, gprs, strict=True):
-        engine.write_register(name, value)
     debug = [0x7172737475767000 + i for i in range(4)]
     for i, value in enumerate(debug):
         engine.write_register(f"DR{i}", value)
@@ -106,8 +83,7 @@ def find_image() -> ImageLayout:
     for name, base in tables.values():
         engine.write_register(name, (0, base, 0x77, 0))
     engine.write_register("FS_BASE", 0x33445566)
-    engine.save_context()
-    blob = ctypes.string_at(engine.context_address, engine.context_size)
+    blob = bytes(engine.state)
 
     def only(needle: bytes, what: str) -> int:
         at = blob.find(needle)
@@ -115,8 +91,7 @@ def find_image() -> ImageLayout:
             raise EngineMismatch(f"{version()}: cannot find {what} in its CPU state; 2.1.4 is known to work")
         return at
 
-    start = only(struct.pack("<16Q", *gprs), "the general registers")
-    error = only(struct.pack("<4Q", *debug), "the debug registers") - start - _ERROR_AT["dr"]
+    error = only(struct.pack("<4Q", *debug), "the debug registers") - _ERROR_AT["dr"]
     expected = {
         _AT["pc"]: singles["pc"][1],
         _AT["cr"] + 8 * 3: singles["cr3"][1],
@@ -126,15 +101,15 @@ def find_image() -> ImageLayout:
         _AT["segments"] + FS * _SEGMENT_SIZE + _SEGMENT_AT["base"]: 0x33445566,
     }
     for at, value in expected.items():
-        if struct.unpack_from("<Q", blob, start + at)[0] != value:
+        if struct.unpack_from("<Q", blob, at)[0] != value:
             raise EngineMismatch(f"{version()}: its CPU state differs at byte {at}; 2.1.4 is known to work")
-    found = {index: only(struct.pack("<Q", value), f"MSR {index:#x}") - start for index, value in msrs.items()}
+    found = {index: only(struct.pack("<Q", value), f"MSR {index:#x}") for index, value in msrs.items()}
     sysenter_cs = found[MSR_SYSENTER_ESP] - _SYSENTER_CS_BEFORE_ESP
-    if struct.unpack_from("<I", blob, start + sysenter_cs)[0] != 0x4748:
+    if struct.unpack_from("<I", blob, sysenter_cs)[0] != 0x4748:
         raise EngineMismatch(f"{version()}: cannot find MSR 0x174 in its CPU state; 2.1.4 is known to work")
     found[MSR_SYSENTER_CS] = sysenter_cs
-    efer = only(struct.pack("<Q", engine.read_msr(MSR_EFER)), "EFER") - start
-    return ImageLayout(start, error, efer, tuple(found.items()))
+    efer = only(struct.pack("<Q", engine.read_msr(MSR_EFER)), "EFER")
+    return ImageLayout(error, efer, tuple(found.items()))
 
 
 class _NoHooks:
@@ -173,8 +148,6 @@ class Kept:
     """What `CpuState.set_aside` took."""
 
     image: bytes
-    eflags: int
-    eflags_changed: bool
     running: bool
 
 
@@ -183,11 +156,9 @@ class CpuState:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._layout = layout = find_image()
-        size = engine.context_size - layout.start
-        raw = (ctypes.c_ubyte * size).from_address(engine.context_address + layout.start)
-        self._bytes = memoryview(raw).cast("B")
-        even = size - size % 8
+        layout = find_image()
+        self._bytes = engine.state
+        even = len(engine.state) // 8 * 8
         self._q = self._bytes[:even].cast("Q")
         self._d = self._bytes[:even].cast("I")
         self.gpr = self._q[:16]
@@ -197,29 +168,7 @@ class CpuState:
         self._efer = layout.efer // 8
         self._error_at = layout.error
         self._msrs = dict(layout.msrs)
-        self._flags = 2
-        self._flags_changed = False
-        self.running = False
-
-    # ------------------------------------------------------------------------------------------------ pull and push
-
-    def pull(self) -> None:
-        """Take the processor's state. `running` tells whether the engine is inside `run`."""
-        self._engine.save_context()
-        self._flags_changed = False
-        self._flags = self._engine.read_eflags() if self.running else self._q[self._eflags_at]
-
-    def push(self) -> None:
-        """Give it back."""
-        if self._flags_changed or not self.running:
-            flags = self._flags
-            if self.running:
-                self._q[self._cc_src] = flags & _ARITHMETIC
-                self._d[self._cc_op] = _CC_OP_EFLAGS
-                self._d[self._df] = 0xFFFFFFFF if flags & DF else 1
-                flags &= ~(_ARITHMETIC | DF)
-            self._q[self._eflags_at] = flags
-        self._engine.restore_context()
+        self.running = False  # the engine is inside `run`
 
     # ---------------------------------------------------------------------------------------------------- registers
 
@@ -242,12 +191,30 @@ class CpuState:
 
     @property
     def eflags(self) -> int:
-        return self._flags
+        return self._engine.read_eflags() if self.running else self._q[self._eflags_at]
 
     @eflags.setter
     def eflags(self, value: int) -> None:
-        self._flags = value | 2
-        self._flags_changed = True
+        if self.running:
+            self._q[self._cc_src] = value & _ARITHMETIC
+            self._d[self._cc_op] = _CC_OP_EFLAGS
+            self._d[self._df] = 0xFFFFFFFF if value & DF else 1
+            value &= ~(_ARITHMETIC | DF)
+        self._q[self._eflags_at] = value | 2
+
+    @property
+    def system_flags(self) -> int:
+        """EFLAGS without the arithmetic flags and DF, which take the engine a while to put together."""
+        return self._q[self._eflags_at] & ~(_ARITHMETIC | DF)
+
+    @system_flags.setter
+    def system_flags(self, value: int) -> None:
+        at = self._eflags_at
+        self._q[at] = (self._q[at] & (_ARITHMETIC | DF)) | (value & ~(_ARITHMETIC | DF))
+
+    def integer_state(self) -> bytes:
+        """General registers, pc and flags as the engine has them now: to see whether a handler has changed any."""
+        return self._bytes[: _AT["hflags"]].tobytes()
 
     @property
     def hflags(self) -> int:
@@ -361,10 +328,10 @@ class CpuState:
             h |= HF_CS32 if cs.flags & DESC_B else 0
             h |= HF_SS32 if ss.flags & DESC_B else 0
             bases = self.segment(DS).base | self.segment(ES).base | ss.base
-            if not cr0 & 1 or self.eflags & VM or not h & HF_CS32 or bases:
+            if not cr0 & 1 or self.system_flags & VM or not h & HF_CS32 or bases:
                 h |= HF_ADDSEG
         if cr0 & 1:
-            h |= 3 if self.eflags & VM else (ss.flags >> 13) & 3
+            h |= 3 if self.system_flags & VM else (ss.flags >> 13) & 3
         keep = HF_INHIBIT_IRQ
         self.hflags = (self.hflags & keep) | h
 
@@ -392,17 +359,20 @@ class CpuState:
     # ------------------------------------------------------------------------------------------------ set aside, inside
 
     def set_aside(self) -> Kept:
-        """The pulled state, while `running` or not, so that the processor can do something else in between."""
-        return Kept(bytes(self._bytes), self._flags, self._flags_changed, self.running)
+        """The state as it is, so that the processor can do something else in between: it counts as not running."""
+        kept, flags = Kept(bytes(self._bytes), self.running), self.eflags
+        self.running = False
+        self.eflags = flags
+        return kept
 
     def put_back(self, kept: Kept, keep_system: bool) -> bool:
-        """The state set aside; push follows. `keep_system`: but control registers, tables and MSRs stay as they are.
+        """The state set aside. `keep_system`: but control registers, tables and MSRs stay as they are.
 
         -> whether page walks must be forgotten.
         """
         now = {at: bytes(self._bytes[at : at + size]) for at, size in self._system_parts()}
         self._bytes[:] = kept.image
-        self._flags, self._flags_changed, self.running = kept.eflags, kept.eflags_changed, kept.running
+        self.running = kept.running
         changed = any(self._bytes[at : at + len(data)] != data for at, data in now.items())
         if keep_system and changed:
             for at, data in now.items():
@@ -422,12 +392,10 @@ class CpuState:
     # ------------------------------------------------------------------------------------------------------ as bytes
 
     def image(self) -> bytes:
-        """The whole pulled image, for snapshots; only an engine of the same layout can take it back."""
+        """The whole image between runs, for snapshots; only an engine of the same layout can take it back."""
         return bytes(self._bytes)
 
     def load_image(self, data: bytes) -> None:
         if len(data) != len(self._bytes):
             raise EngineMismatch(f"{version()}: a CPU state of {len(data)} bytes, {len(self._bytes)} expected")
         self._bytes[:] = data
-        self._flags = self._q[self._eflags_at]
-        self._flags_changed = True

@@ -4,8 +4,10 @@ Rules: the only module that imports unicorn. It knows how to run to an exact ins
 to drop translated code and how to call hooks; it knows nothing of traps, devices or Linux. Everything here belongs to
 the thread that runs the guest. The facts it rests on (Unicorn 2.1.4):
 
+- The processor's state lies in one structure, which context save and restore copy as it is. Found by calibration, it is
+  read and written in place: hooks find it complete, and the engine goes on from what they leave there.
 - `emu_start(count=N)` counts each instruction in a 64-bit field of the engine and stops *before* the one that exceeds
-  a second field. Both are found by calibration, so that the count is exact inside hooks and a deadline is one store.
+  a second field. Both are calibrated too, so that the count is exact inside hooks and a deadline is one store.
 - `emu_stop` from another thread or `timeout=` repeats instructions that have already stored; neither is used here.
 - Writing guest memory from outside drops no translated code: `drop_code` does.
 - UC_HOOK_EDGE_GENERATED is called for each block translated, whatever led to it, before the block first runs; the one
@@ -16,10 +18,12 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
+import struct
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import unicorn
 from unicorn import x86_const as reg
@@ -30,14 +34,14 @@ from emu.ram import PAGE, WINDOW_SIZE, Ram
 
 FOREVER = 1 << 62
 _HANDLE_SPAN = 0x1000  # how much of the engine structure calibration looks through
+_PROCESSOR_SPAN = 0x20000  # ... and of what its pointers lead to; the processor's object has its state at 0x8a50
 _MMIO_END = 1 << 46
+_GENERAL: Final = ("RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", *(f"R{number}" for number in range(8, 16)))
 
 _lib = ctypes.CDLL(_binding_library._name)
 for _name, _arguments in {
     "uc_emu_start": (ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_size_t),
     "uc_emu_stop": (ctypes.c_void_p,),
-    "uc_context_save": (ctypes.c_void_p, ctypes.c_void_p),
-    "uc_context_restore": (ctypes.c_void_p, ctypes.c_void_p),
     "uc_reg_read": (ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p),
     "uc_reg_write": (ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p),
     "uc_mem_map_ptr": (ctypes.c_void_p, ctypes.c_uint64, ctypes.c_size_t, ctypes.c_uint32, ctypes.c_void_p),
@@ -95,10 +99,17 @@ class Hooks(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """Byte offsets, in the structure behind the engine's handle, of the instruction counter and of its limit."""
+    """Where in the structure behind the engine's handle things are, in bytes.
+
+    `counter`, `limit`: the instruction counter and its limit. `processor`: a pointer to the processor's object, which
+    at `state` has a pointer to the `state_size` bytes of its state, general registers first.
+    """
 
     counter: int
     limit: int
+    processor: int
+    state: int
+    state_size: int
 
 
 def version() -> str:
@@ -129,7 +140,33 @@ def find_fields() -> Fields:
         limits = {i for i in limits if slots[i] == limit}
     if len(counters) != 1 or len(limits) != 1:
         raise EngineMismatch(f"{version()}: cannot find its instruction counter; 2.1.4 is known to work")
-    return Fields(counters.pop() * 8, limits.pop() * 8)
+    return Fields(counters.pop() * 8, limits.pop() * 8, *_find_state())
+
+
+def _find_state() -> tuple[int, int, int]:
+    """See `Fields`. By known values in the general registers; the handle's pointers may lead anywhere."""
+    uc = _scratch()
+    values = [0x2122334455660000 + i for i in range(16)]
+    for name, value in zip(_GENERAL, values, strict=True):
+        uc.reg_write(getattr(reg, f"UC_X86_REG_{name}"), value)
+    needle = struct.pack("<16Q", *values)
+    context = uc.context_save()
+    header = ctypes.string_at(context.context, context.size).find(needle)
+    found = []
+    with open("/proc/self/mem", "rb", buffering=0) as memory:
+        for index, start in enumerate(_words_at(uc._uch.value, _HANDLE_SPAN // 8)):
+            try:
+                data = os.pread(memory.fileno(), _PROCESSOR_SPAN, start)
+            except (OSError, OverflowError):
+                continue  # no pointer
+            state = data.find(needle)
+            pointer = data.find(struct.pack("<Q", start + state)) if state > 0 else -1
+            if pointer >= 0 and pointer % 8 == 0:
+                found.append((state, index * 8, pointer))
+    if header < 0 or not found:
+        raise EngineMismatch(f"{version()}: cannot find its CPU state; 2.1.4 is known to work")
+    _, processor, pointer = min(found)  # the nearest: others lead to what lies before the object
+    return processor, pointer, context.size - header
 
 
 @functools.cache
@@ -148,8 +185,16 @@ def self_test() -> tuple[str, ...]:
     return () if uc.reg_read(reg.UC_X86_REG_XMM1) == 6 else ("VEX: vpaddd xmm1,xmm2,xmm3 ignores xmm2",)
 
 
+def _words_at(address: int, count: int) -> memoryview:
+    """64-bit words of the engine's own memory, signed; quicker to index than a ctypes array."""
+    return memoryview((ctypes.c_uint64 * count).from_address(address)).cast("B").cast("q")
+
+
 class Engine:
-    """One Unicorn over one Ram. `counter` and `limit` are live: index 0 of each is the engine's own field."""
+    """One Unicorn over one Ram.
+
+    `counter` and `limit` are live, index 0 of each is the engine's own field; so is `state`, the processor's.
+    """
 
     def __init__(self, ram: Ram, hooks: Hooks, *, long_mode: bool) -> None:
         fields = find_fields()
@@ -169,13 +214,11 @@ class Engine:
         self._uc.ctl_exits_enabled(True)
         self._uc.ctl_set_exits([])
         base = self._handle.value
-        self.counter = (ctypes.c_uint64 * 1).from_address(base + fields.counter)
-        self.limit = (ctypes.c_uint64 * 1).from_address(base + fields.limit)
-        context = self._uc.context_save()
-        self._keep.append(context)
-        self._context = context.context
-        self.context_size: int = context.size
-        self.context_address: int = ctypes.cast(context.context, ctypes.c_void_p).value or 0
+        self.counter = _words_at(base + fields.counter, 1)
+        self.limit = _words_at(base + fields.limit, 1)
+        state = _words_at(_words_at(base + fields.processor, 1)[0] + fields.state, 1)[0]
+        self.state = memoryview((ctypes.c_ubyte * fields.state_size).from_address(state)).cast("B")
+        self._check_state()
         self._word = ctypes.c_uint64(0)
         self._word_pointer = ctypes.addressof(self._word)
         self._run_first_block()
@@ -226,12 +269,13 @@ class Engine:
 
     # -------------------------------------------------------------------------------------------------------- state
 
-    def save_context(self) -> None:
-        """Copy the processor's state to the context buffer at `context_address`."""
-        _lib.uc_context_save(self._handle, self._context)
-
-    def restore_context(self) -> None:
-        _lib.uc_context_restore(self._handle, self._context)
+    def _check_state(self) -> None:
+        """`state` is where the registers are: calibration was another engine's."""
+        for number, name in enumerate(_GENERAL):
+            self.write_register(name, 0x3132333435360000 + number)
+        if struct.unpack_from("<16Q", self.state) != tuple(0x3132333435360000 + number for number in range(16)):
+            raise EngineMismatch(f"{version()}: its CPU state is not where it was; 2.1.4 is known to work")
+        self.state[:128] = bytes(128)
 
     def read_eflags(self) -> int:
         """Architectural EFLAGS; while the engine runs, the state image holds them in parts only."""

@@ -199,7 +199,7 @@ class Registers(Protocol):
 
 
 class Cpu(Protocol):
-    """The processor's state inside a trap handler: a view on the pulled state image, written back when it returns.
+    """The processor's state inside a trap handler: what is written is in force when it returns.
 
     `gpr` holds 16 values in the encoding's order: ax cx dx bx sp bp si di r8..r15 (SDM vol. 2, table 2-2).
     """
@@ -248,7 +248,7 @@ class Verdict(enum.Enum):
 
 
 class TrapClient(Protocol):
-    """The probe engine, as the machine calls it: in the engine's thread, with `cpu` pulled. It must not block."""
+    """The probe engine, as the machine calls it: in the engine's thread, between instructions. It must not block."""
 
     def on_break(self, cpu: Cpu, pc: int, back_end: BackEnd) -> Verdict | Stop:
         """An armed place of ours at `pc` was reached. `cpu.pc == pc`: nothing of the instruction has happened."""

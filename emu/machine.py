@@ -49,7 +49,6 @@ class Machine(RunLoop):
         for segment in image.segments:
             self.ram.write(segment.paddr, bytes(segment.data))
         start, cpu = image.start, self.cpu
-        cpu.pull()
         for index in range(16):
             cpu.gpr[index] = 0
         cpu.eflags = 2
@@ -76,15 +75,12 @@ class Machine(RunLoop):
                 self.registers.write(name, value)
         cpu.recompute_hflags()
         cpu.pc = start.pc
-        cpu.push()
         self.engine.flush()
 
     def snapshot(self, about: Mapping[str, Any] | None = None) -> Snapshot:
         """Everything that decides how the guest goes on; `about` is kept with it. Between runs only."""
         with self._guest_bytes():
             chunks = pack_ram(self.ram)
-        self.cpu.push()
-        self.cpu.pull()
         state = {
             "instructions": self._base,
             "clock": self.clock.state(),
@@ -106,7 +102,6 @@ class Machine(RunLoop):
         unpack_ram(self.ram, snapshot.ram, blank=self._blank)
         self._blank = False
         self.cpu.load_image(snapshot.cpu)
-        self.cpu.push()
         self.engine.flush()
         self._base = state["instructions"]
         self.clock.load(state["clock"])
@@ -260,7 +255,6 @@ class Machine(RunLoop):
         poll_at = self._poll_at
         self._base, engine.counter[0] = base + counted, 0
         self._in_place, self._passed, self._skip_breakpoint, self.halted = None, None, None, False
-        cpu.running = False
         finished = False
         try:
             yield
@@ -269,7 +263,6 @@ class Machine(RunLoop):
             if cpu.put_back(kept, keep_system=finished):
                 engine.flush_tlb()
             cpu.forget_exception()
-            cpu.push()
             self._base, engine.counter[0], engine.limit[0] = base, counted, limit
             self._in_place, self._passed, self._skip_breakpoint, self.halted = run
             if self._poll_at != poll_at:

@@ -25,7 +25,7 @@ _Set = Callable[[int], None]
 
 
 class GuestRegisters:
-    """Implements iface.Registers. `pull` and `push` frame each access that goes past the state image."""
+    """Implements iface.Registers."""
 
     def __init__(self, cpu: CpuState, engine: Engine, traps: Traps) -> None:
         self._cpu = cpu
@@ -128,8 +128,7 @@ class GuestRegisters:
         return int(engine.read_register(_X87[name])) & _U32
 
     def _write_extended(self, name: str, value: int) -> None:
-        engine, cpu = self._engine, self._cpu
-        cpu.push()
+        engine = self._engine
         if name.startswith("st") and name[2:].isdigit():
             engine.write_register(self._stack_register(name), (value & _U64, value >> 64))
         elif name.startswith("xmm") and name[3:].isdigit():
@@ -140,7 +139,6 @@ class GuestRegisters:
             engine.write_register("FPTAG", value & 0xFFFF)
         else:
             engine.write_register(_X87[name], value & _U32)
-        cpu.pull()
 
     def _stack_register(self, name: str) -> str:
         """The engine's name of st(i). Unicorn 2.1's own ST0 .. ST7 give 64 bits; FP0 .. FP7 are whole, but physical:

@@ -113,7 +113,6 @@ class RunLoop:
         self._skip_breakpoint: tuple[int, int] | None = None  # pc and sp of one reported, until its instruction has run
         self._skip_since = -1  # instruction count of that report, -1 once the guest has gone on from it
         self._wire()
-        self.cpu.pull()
 
     def _wire(self) -> None:
         devices = self.devices
@@ -209,7 +208,6 @@ class RunLoop:
 
     def _enter(self, limit: int) -> None:
         engine, cpu = self.engine, self.cpu
-        cpu.push()
         cpu.running = True
         engine.counter[0] = 0
         nowhere = False
@@ -221,7 +219,6 @@ class RunLoop:
             cpu.running = False
             engine.counter[0] = 0
         self._base += retired
-        cpu.pull()
         if nowhere:
             self._deliver(t.UD)  # no device answers a fetch: all ones, which is no instruction
         if engine.failure is not None:
@@ -272,7 +269,7 @@ class RunLoop:
 
     def _tighten(self, at: int) -> None:
         counter, limit = self.engine.counter, self.engine.limit
-        limit[0] = min(limit[0], max(at - self._base, counter[0]))
+        limit[0] = min(limit[0], max(at - self._base, counter[0], 0))
 
     def _interrupt_raised(self) -> None:
         self._poll_at = self.clock.instructions
@@ -335,7 +332,6 @@ class RunLoop:
 
     def on_interrupt(self, vector: int) -> None:
         cpu = self.cpu
-        cpu.pull()
         if vector == t.BP and cpu.software_interrupt and self._on_int3():
             return
         client = self.trap_client
@@ -345,7 +341,6 @@ class RunLoop:
             if cpu.cr(2) != cpu.linear_pc:
                 self.uncount(1)  # it is executed again; one that could not be fetched was not counted
             cpu.forget_exception()
-            cpu.push()
             return
         if client is not None and self.window.contains(cpu.pc) and self._answered(client.on_fault(cpu, vector)):
             return
@@ -356,7 +351,6 @@ class RunLoop:
         if self.log is not None:
             self.log("int", f"vector {vector:#x} code {cpu.error_code:#x} at {cpu.linear_pc:#x} cr2 {cpu.cr(2):#x}")
         self._deliver(vector, None if software else cpu.error_code, software=software, length=length)
-        cpu.push()
 
     def _is_int_n(self, vector: int) -> bool:
         """The instruction before the pc is `int n`, not the one-byte form of these vectors."""
@@ -367,12 +361,10 @@ class RunLoop:
 
     def on_invalid(self) -> None:
         cpu = self.cpu
-        cpu.pull()
         client = self.trap_client
         if client is not None and self.window.contains(cpu.pc) and self._answered(client.on_fault(cpu, t.UD)):
             return
         self._deliver(t.UD)
-        cpu.push()
 
     def on_syscall(self) -> None:
         self._fast_entry(lambda length: self.traps.syscall(self.cpu.pc + length), "syscall")
@@ -383,7 +375,6 @@ class RunLoop:
     def _fast_entry(self, enter: Callable[[int], None], name: str) -> None:
         """The engine adds the instruction's length to the pc after its hook."""
         cpu = self.cpu
-        cpu.pull()
         length = 2
         while length < 15 and self.traps.read(cpu.linear_pc + length - 2, 1) != b"\x0f":
             length += 1
@@ -394,7 +385,6 @@ class RunLoop:
         except GuestFault as fault:
             self._deliver(fault.vector, fault.code)
         cpu.pc = (cpu.pc - length) & ((1 << 64) - 1)
-        cpu.push()
 
     def on_timestamp(self, with_processor: bool) -> None:
         self.engine.write_timestamp(self.clock.now_ns)
@@ -433,7 +423,6 @@ class RunLoop:
         if not isinstance(verdict, Verdict):
             self._stop_for(verdict)
         self.cpu.forget_exception()
-        self.cpu.push()
         return True
 
     def _on_int3(self) -> bool:
@@ -453,7 +442,6 @@ class RunLoop:
                 self._in_place = place
                 self.engine.stop_here()
             self.cpu.forget_exception()
-            self.cpu.push()
             return True
         if verdict is Verdict.DELIVER:
             cpu.pc += 1
@@ -510,18 +498,16 @@ class RunLoop:
     def _taken_at_hook(self, place: Place, pc: int) -> bool:
         """Ask the owners; True if the instruction must not execute now."""
         cpu = self.cpu
-        cpu.pull()
-        before = (cpu.pc, cpu.eflags, *cpu.gpr)
+        before, at = cpu.integer_state(), cpu.pc
         verdict = self._ask(place, pc)
-        if verdict is None or (verdict is Verdict.HANDLED and before == (cpu.pc, cpu.eflags, *cpu.gpr)):
+        if (verdict is None or verdict is Verdict.HANDLED) and before == cpu.integer_state():
             return False
-        if isinstance(verdict, Verdict):
+        if verdict is None or isinstance(verdict, Verdict):
             # changed state takes effect when the instruction is entered anew, with the hook answered
-            self._passed = pc if cpu.pc == before[0] else None
+            self._passed = pc if cpu.pc == at else None
             self.uncount(1)
         else:
             self._stop_for(verdict)
             self.engine.break_here()
-        cpu.push()
         self.engine.continue_at(cpu.pc)
         return True

@@ -1,6 +1,6 @@
 """Exception and interrupt delivery, and system-call entry: what the processor does and Unicorn leaves to us.
 
-Rules: works on a pulled `CpuState` and on RAM, in the machine's thread; changes the state only when the whole delivery
+Rules: works on the `CpuState` and on RAM, in the machine's thread; changes the state only when the whole delivery
 succeeded, so that a fault in the middle can be delivered instead. Source: SDM vol. 3 chapters 6 and 7 (interrupts,
 task switch), vol. 2 SYSCALL and SYSENTER.
 """

@@ -67,7 +67,7 @@ class VexGuard:
         """From the engine, about a new block: where it has a VEX instruction, stop before its first instruction."""
         if _SUSPECT[64].search(code) is None:  # nineteen blocks of twenty; the others are decoded
             return
-        at = find_vex(code, self._bits())
+        at = find_vex(code, self._cpu.bits)
         if at is not None and pc + at not in self._places:
             self._found = pc + at
             self._engine.stop_here()
@@ -87,8 +87,4 @@ class VexGuard:
 
     def stands_at(self, pc: int) -> bool:
         """In a PC hook: a VEX instruction is there now, in this address space and this mode."""
-        return pc in self._places and begins_with_vex(self._engine.fetch(pc, MAX_INSN_SIZE), self._bits())
-
-    def _bits(self) -> int:
-        self._engine.save_context()
-        return self._cpu.bits
+        return pc in self._places and begins_with_vex(self._engine.fetch(pc, MAX_INSN_SIZE), self._cpu.bits)

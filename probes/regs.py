@@ -1,4 +1,4 @@
-"""The registers and memory a handler sees: pt_regs by the kernel's names, over the machine's pulled state.
+"""The registers and memory a handler sees: pt_regs by the kernel's names, over the machine's state.
 
 Rules: valid only during the handler it was given to, in the engine's thread; imports nothing of `probes.core`.
 """

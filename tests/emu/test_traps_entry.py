@@ -37,9 +37,7 @@ def syscall_guest(source: str, fmask: int = 0) -> Tiny:
         (MSR_LSTAR, ENTRY),
         (MSR_FMASK, fmask),
     ):
-        guest.machine.cpu.push()
         guest.machine.engine.write_msr(index, value)
-        guest.machine.cpu.pull()
     return guest
 
 
@@ -59,9 +57,7 @@ def test_syscall_enters_the_kernel(source: str, length: int) -> None:
 def test_syscall_to_address_0_is_no_defect() -> None:
     """A guest that never set LSTAR goes on at 0."""
     guest = syscall_guest("syscall")
-    guest.machine.cpu.push()
     guest.machine.engine.write_msr(MSR_LSTAR, 0)
-    guest.machine.cpu.pull()
     guest.run(1)
     assert guest.machine.cpu.pc == 0
 
@@ -83,10 +79,8 @@ def test_syscall_without_sce_is_undefined() -> None:
 
 def sysenter_guest(bits: int, source: str) -> Tiny:
     guest = Tiny(bits, source, ring=3)
-    guest.machine.cpu.push()
     for index, value in ((0x174, tiny.KERNEL_CS), (0x175, tiny.RING0_STACK), (0x176, ENTRY)):
         guest.machine.engine.write_msr(index, value)
-    guest.machine.cpu.pull()
     return guest
 
 
