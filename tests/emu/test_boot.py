@@ -39,6 +39,11 @@ def test_kernel_says_what_it_is(kernel: str, linux: GuestMachine) -> None:
     assert linux.guest.bits == (32 if kernel == "i386" else 64)
 
 
+def test_kernel_has_its_random_seed_from_the_loader(linux: GuestMachine) -> None:
+    """Before its clock has ticked once: it need not gather entropy while it boots."""
+    assert "[    0.000000] random: crng init done" in run_shell(linux, "dmesg | grep crng")
+
+
 # ------------------------------------------------------------------------------------------------------- how they end
 
 

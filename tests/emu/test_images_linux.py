@@ -117,6 +117,18 @@ def test_the_zero_page_tells_the_kernel_what_it_must_know(packed: bool) -> None:
     assert sum(row[1] for row in table if row[2] == 1) == MEMORY - 0x100000 + 0x9FC00
 
 
+def test_the_kernel_is_given_the_same_random_seed_each_time() -> None:
+    """One entry of type SETUP_RNG_SEED, 32 bytes, not all alike, at the end of a list of one."""
+    seeds = []
+    for image in (load(build_kernel()), load(build_kernel(), append="quiet")):
+        (at,) = struct.unpack_from("<Q", zero_page(image), 0x250)
+        following, kind, size = struct.unpack("<QII", physical(image, at, 16))
+        assert (following, kind, size) == (0, 9, 32)
+        seeds.append(physical(image, at + 16, size))
+    assert seeds[0] == seeds[1]
+    assert len(set(seeds[0])) > 16
+
+
 def test_no_initrd_is_no_ramdisk() -> None:
     assert struct.unpack_from("<II", zero_page(load(build_kernel())), 0x218) == (0, 0)
 
