@@ -2,25 +2,31 @@
 
 Rules: frozen values only, standard library only; nothing here reads a machine, so any thread may use it. Names, sizes,
 types and order are those of gdb's own `gdb/features/i386/{32,64}bit-{core,sse}.xml` and `64bit-segments.xml` (gdb 13 to
-18): a description that moves a register out of its stock feature crashes gdb when it calls a guest function.
+18): a description that moves a register out of its stock feature crashes gdb when it calls a guest function. What only
+a whole machine has stands behind them, in a feature of its own that gdb takes as it is; control registers have the
+names and bits that QEMU's stub gives them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from html import escape
 
 
 @dataclass(frozen=True, slots=True)
 class Register:
-    """One register: GDB's name, its size in the `g` packet, and GDB's type (None lets gdb take an int of that size)."""
+    """One register: GDB's name, its size in the `g` packet, and GDB's type (None lets gdb take an int of that size).
+
+    `kept`: gdb saves it before it calls a guest function and puts it back afterwards.
+    """
 
     name: str
     bits: int
     type: str | None = None
     group: str | None = None
+    kept: bool = True
 
     @property
     def size(self) -> int:
@@ -127,9 +133,29 @@ _MXCSR_BITS = (
 )
 
 
-def _flags(name: str, bits: Sequence[tuple[str, int]]) -> str:
-    fields = "".join(f'<field name="{field}" start="{bit}" end="{bit}"/>' for field, bit in bits)
-    return f'<flags id="{name}" size="4">{fields}</flags>'
+# SDM vol. 3, 2.5 and table 2-1 (IA32_EFER)
+_CR0_BITS = (
+    *zip(("PE", "MP", "EM", "TS", "ET", "NE"), range(6), strict=True),
+    ("WP", 16),
+    ("AM", 18),
+    ("NW", 29),
+    ("CD", 30),
+    ("PG", 31),
+)
+_CR4_BITS = (
+    *zip(
+        ("VME", "PVI", "TSD", "DE", "PSE", "PAE", "MCE", "PGE", "PCE", "OSFXSR", "OSXMMEXCPT"), range(11), strict=True
+    ),
+    *(("UMIP", 11), ("LA57", 12), ("VMXE", 13), ("SMXE", 14), ("FSGSBASE", 16), ("PCIDE", 17), ("OSXSAVE", 18)),
+    *(("SMEP", 20), ("SMAP", 21), ("PKE", 22)),
+)
+_EFER_BITS = (("SCE", 0), ("LME", 8), ("LMA", 10), ("NXE", 11), ("SVME", 12), ("LMSLE", 13), ("FFXSR", 14), ("TCE", 15))
+
+
+def _flags(name: str, bits: Sequence[tuple[str, int] | tuple[str, int, int]], size: int = 4) -> str:
+    """The type of a register whose bits have names; a field is one bit, or from a first to a last one."""
+    fields = "".join(f'<field name="{field[0]}" start="{field[1]}" end="{field[-1]}"/>' for field in bits)
+    return f'<flags id="{name}" size="{size}">{fields}</flags>'
 
 
 _VECTORS = (
@@ -182,6 +208,41 @@ def _sse(count: int) -> Feature:
     )
 
 
+def _system(bits: int) -> Feature:
+    """Registers of the processor that no program sees: those of `shown` stand in `info registers`, all of them in
+    `info registers system`."""
+    wide, word = bits == 64, f"int{bits}"
+    shown = {"cr0": "i386_cr0", "cr2": word, "cr3": "i386_cr3", "cr4": "i386_cr4"}
+    bases = ["es", "cs", "ss", "ds"]
+    msrs = [("sysenter_cs", 32), ("sysenter_esp", bits), ("sysenter_eip", bits)]
+    if wide:
+        shown = {"k_gs_base": "int", **shown, "cr8": word, "efer": "i386_efer"}
+        msrs += [(name, 64) for name in ("star", "lstar", "cstar", "fmask")]
+    else:
+        bases += ["fs", "gs"]  # which have a feature of their own in the other
+    hidden = (
+        *((f"{name}_base", bits) for name in bases),
+        *(("gdtr_base", bits), ("gdtr_limit", 32), ("idtr_base", bits), ("idtr_limit", 32)),
+        *(("ldtr", 32), ("ldtr_base", bits), ("tr", 32), ("tr_base", bits)),
+        *((f"dr{index}", bits) for index in (0, 1, 2, 3, 6, 7)),
+        *msrs,
+    )
+    types = (
+        _flags("i386_cr0", _CR0_BITS, bits // 8),
+        _flags("i386_cr3", (("PWT", 3), ("PCD", 4), ("PDBR", 12, bits - 1)), bits // 8),
+        _flags("i386_cr4", _CR4_BITS, bits // 8),
+        _flags("i386_efer", _EFER_BITS, bits // 8) if wide else "",
+    )
+    return Feature(
+        "org.gnu.gdb.i386.sys",
+        (
+            *(Register(name, bits, kind, kept=False) for name, kind in shown.items()),
+            *(Register(name, size, f"int{size}", "system", kept=False) for name, size in hidden),
+        ),
+        "".join(types),
+    )
+
+
 I386 = Arch(
     name="i386",
     gdb_name="i386",
@@ -201,8 +262,12 @@ I386 = Arch(
             32,
         ),
         _sse(8),
+        _system(32),
     ),
 )
+
+I8086 = replace(I386, name="i8086", gdb_name="i8086")
+"""The same registers with 16-bit code: gdb disassembles by the description alone."""
 
 X86_64 = Arch(
     name="x86_64",
@@ -226,6 +291,7 @@ X86_64 = Arch(
             "org.gnu.gdb.i386.segments",
             (Register("fs_base", 64, "int"), Register("gs_base", 64, "int")),
         ),
+        _system(64),
     ),
 )
 
@@ -245,7 +311,10 @@ def target_xml(arch: Arch) -> str:
         for register in feature.registers:
             kind = f' type="{escape(register.type)}"' if register.type else ""
             group = f' group="{escape(register.group)}"' if register.group else ""
-            lines.append(f'<reg name="{register.name}" bitsize="{register.bits}" regnum="{number}"{kind}{group}/>')
+            kept = "" if register.kept else ' save-restore="no"'
+            lines.append(
+                f'<reg name="{register.name}" bitsize="{register.bits}" regnum="{number}"{kind}{group}{kept}/>'
+            )
             number += 1
         lines.append("</feature>")
     lines.append("</target>\n")

@@ -271,6 +271,14 @@ class CpuState:
         at = self._msrs[index]
         return int(self._d[at // 4] if index == MSR_SYSENTER_CS else self._q[at // 8])
 
+    def set_msr(self, index: int, value: int) -> None:
+        """Of one of those."""
+        at = self._msrs[index]
+        if index == MSR_SYSENTER_CS:
+            self._d[at // 4] = value & 0xFFFFFFFF
+        else:
+            self._q[at // 8] = value
+
     # ----------------------------------------------------------------------------------------------------- segments
 
     def _segment_at(self, index: int) -> int:

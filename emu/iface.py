@@ -10,7 +10,10 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    from emu.arch import Arch
 
 # ------------------------------------------------------------------------------------------------------------- errors
 
@@ -183,11 +186,19 @@ class Memory(Protocol):
 class Registers(Protocol):
     """Registers by GDB's names ("rax", "eflags", "fs_base", "st0", "xmm0", "cr3" ...), values as unsigned integers."""
 
+    @property
+    def arch(self) -> Arch:
+        """What a debugger should be told the processor is now; it changes with the mode."""
+        ...
+
     def read(self, name: str) -> int:
         """KeyError for a name the current architecture does not have."""
         ...
 
-    def write(self, name: str, value: int) -> None: ...
+    def write(self, name: str, value: int) -> None:
+        """As the processor's own instruction would, with what follows from it. KeyError, or MachineError where the
+        processor does not take the value."""
+        ...
 
     def read_many(self, names: Sequence[str]) -> list[int]:
         """The values of `names` in their order, from one look at the processor: what a `g` packet is made of."""

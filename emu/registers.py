@@ -1,15 +1,28 @@
 """Registers by GDB's names, over the state image where it has them and the engine's register calls for the rest.
 
-Rules: the machine's thread, between runs. A selector written by a debugger loads its descriptor, as MOV to the segment
-register would; control registers take effect at once.
+Rules: the machine's thread, between runs. What a debugger writes acts as the processor's own instruction would: a
+selector loads its descriptor, CR0, CR4 and EFER change the mode, control registers forget the page walks; and what the
+instruction would refuse is a MachineError.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from emu.arch import I386, X86_64, Arch
-from emu.cpustate import SEGMENT_NAMES, SS, CpuState
+from emu.arch import I386, I8086, X86_64, Arch
+from emu.cpustate import (
+    MSR_CSTAR,
+    MSR_FMASK,
+    MSR_KERNEL_GS_BASE,
+    MSR_LSTAR,
+    MSR_STAR,
+    MSR_SYSENTER_CS,
+    MSR_SYSENTER_EIP,
+    MSR_SYSENTER_ESP,
+    SEGMENT_NAMES,
+    SS,
+    CpuState,
+)
 from emu.engine import Engine
 from emu.iface import MachineError
 from emu.traps import GuestFault, Traps
@@ -18,6 +31,23 @@ _GPR64 = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{i}" for 
 _GPR32 = ("eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi")
 _X87 = {"fctrl": "FPCW", "fstat": "FPSW", "fiseg": "FCS", "fioff": "FIP", "foseg": "FDS", "fooff": "FDP", "fop": "FOP"}
 _CONTROL = {"cr0": 0, "cr2": 2, "cr3": 3, "cr4": 4}
+_BASES = {f"{name}_base": index for index, name in enumerate(SEGMENT_NAMES)}
+_TABLES = {"gdtr": "gdt", "idtr": "idt", "ldtr": "ldt", "tr": "tr"}  # the register, and its name in the state image
+_MSRS = {
+    "k_gs_base": MSR_KERNEL_GS_BASE,
+    "star": MSR_STAR,
+    "lstar": MSR_LSTAR,
+    "cstar": MSR_CSTAR,
+    "fmask": MSR_FMASK,
+    "sysenter_cs": MSR_SYSENTER_CS,
+    "sysenter_esp": MSR_SYSENTER_ESP,
+    "sysenter_eip": MSR_SYSENTER_EIP,
+}
+_PE, _NW, _CD, _PG = 1, 1 << 29, 1 << 30, 1 << 31
+_CR0_KNOWN = 0xE005003F  # SDM vol. 3, 2.5
+_PAE = 1 << 5
+_LME, _LMA = 1 << 8, 1 << 10
+_DEBUG = frozenset(f"dr{index}" for index in (0, 1, 2, 3, 6, 7))
 _U32, _U64 = (1 << 32) - 1, (1 << 64) - 1
 
 _Get = Callable[[], int]
@@ -25,10 +55,11 @@ _Set = Callable[[int], None]
 
 
 class GuestRegisters:
-    """Implements iface.Registers."""
+    """Implements iface.Registers. `jumped` is called when the pc was changed."""
 
-    def __init__(self, cpu: CpuState, engine: Engine, traps: Traps) -> None:
+    def __init__(self, cpu: CpuState, engine: Engine, traps: Traps, jumped: Callable[[], None]) -> None:
         self._cpu = cpu
+        self._jumped = jumped
         self._engine = engine
         self._traps = traps
         self._index64 = {name: i for i, name in enumerate(_GPR64)}
@@ -37,7 +68,9 @@ class GuestRegisters:
     @property
     def arch(self) -> Arch:
         """What a debugger should be told the processor is now."""
-        return X86_64 if self._cpu.long_mode else I386
+        if self._cpu.long_mode:
+            return X86_64
+        return I386 if self._cpu.cr(0) & _PE else I8086
 
     def read(self, name: str) -> int:
         """The value, unsigned; KeyError for a name this processor does not have."""
@@ -52,12 +85,22 @@ class GuestRegisters:
             return cpu.eflags & _U32
         if name in SEGMENT_NAMES:
             return cpu.selector(SEGMENT_NAMES.index(name))
-        if name in ("fs_base", "gs_base"):
-            return cpu.segment_base(name[:2])
+        if (index := _BASES.get(name)) is not None:
+            return cpu.segment(index).base
         if name in _CONTROL:
             return cpu.cr(_CONTROL[name])
+        if name in _MSRS:
+            return cpu.msr(_MSRS[name])
         if name == "efer":
             return cpu.efer
+        if name == "cr8":
+            return 0  # the priority of a local APIC, which this machine does not have
+        table, _, part = name.partition("_")
+        if table in _TABLES:
+            segment = cpu.system_segment(_TABLES[table])
+            return {"": segment.selector, "base": segment.base, "limit": segment.limit}[part]
+        if name in _DEBUG:
+            return cpu.debug_register(int(name[2:]))
         return self._read_extended(name)
 
     def read_many(self, names: Sequence[str]) -> list[int]:
@@ -71,22 +114,25 @@ class GuestRegisters:
         elif (index := self._index32.get(name)) is not None:
             cpu.gpr[index] = value & _U32
         elif name in ("rip", "eip"):
-            cpu.pc = value & (_U64 if name == "rip" else _U32)
+            before, cpu.pc = cpu.pc, value & (_U64 if name == "rip" else _U32)
+            if cpu.pc != before:
+                self._jumped()
         elif name == "eflags":
             cpu.eflags = value & _U32
         elif name in SEGMENT_NAMES:
             self._write_selector(SEGMENT_NAMES.index(name), value & 0xFFFF)
-        elif name in ("fs_base", "gs_base"):
-            index = SEGMENT_NAMES.index(name[:2])
+        elif (index := _BASES.get(name)) is not None:
             part = cpu.segment(index)
             cpu.set_segment(index, part.selector, value & _U64, part.limit, part.flags)
-        elif name in _CONTROL:
-            cpu.set_cr(_CONTROL[name], value & _U64)
             cpu.recompute_hflags()
-            self._engine.flush_tlb()
-        elif name == "efer":
-            cpu.efer = value & _U64
-            cpu.recompute_hflags()
+        elif name in _CONTROL or name in ("efer", "cr8"):
+            self._write_control(name, value & _U64)
+        elif name in _MSRS:
+            cpu.set_msr(_MSRS[name], value & _U64)
+        elif name.partition("_")[0] in _TABLES:
+            self._write_table(*name.split("_"), value=value)
+        elif name in _DEBUG:
+            cpu.set_debug_register(int(name[2:]), value & _U64)
         else:
             self._write_extended(name, value)
 
@@ -111,6 +157,38 @@ class GuestRegisters:
         else:
             cpu.set_segment(index, selector, 0, 0, 0 if index != SS else cpu.cpl << 13)
         cpu.recompute_hflags()
+
+    def _write_control(self, name: str, value: int) -> None:
+        """CR0 .. CR8 and EFER: refuse what MOV and WRMSR answer with #GP (SDM vol. 3, 2.5, 4.1.2 and 10.8.5)."""
+        cpu = self._cpu
+        cr0, cr4, efer = cpu.cr(0), cpu.cr(4), cpu.efer
+        if name == "cr8" and value:
+            raise MachineError("cr8 stays 0: this machine has no local APIC")
+        if name == "cr0":
+            cr0 = value
+            if value & ~_CR0_KNOWN or (value & _PG and not value & _PE) or (value & _NW and not value & _CD):
+                raise MachineError(f"the processor does not take {value:#x} for cr0")
+            efer = efer | _LMA if value & _PG and efer & _LME else efer & ~_LMA
+        elif name == "cr4":
+            cr4 = value
+        elif name == "efer":
+            efer = value & ~_LMA | efer & _LMA  # LMA follows from the others and is never written
+            if (value ^ cpu.efer) & _LME and cr0 & _PG:
+                raise MachineError("EFER.LME cannot change while paging is on")
+        if efer & _LMA and not cr4 & _PAE:
+            raise MachineError("long mode needs CR4.PAE")
+        if name in _CONTROL:
+            cpu.set_cr(_CONTROL[name], value)
+        cpu.efer = efer
+        cpu.recompute_hflags()
+        self._engine.flush_tlb()
+
+    def _write_table(self, register: str, part: str = "selector", *, value: int) -> None:
+        """Of GDTR, IDTR, LDTR or TR one part alone, the hidden ones of a selector too: no descriptor is loaded."""
+        cpu = self._cpu
+        segment = cpu.system_segment(_TABLES[register])
+        setattr(segment, part, value & (_U64 if part == "base" else _U32))
+        cpu.set_system_segment(_TABLES[register], segment.selector, segment.base, segment.limit, segment.flags)
 
     # ------------------------------------------------------------------------------- x87 and SSE, by the engine's calls
 

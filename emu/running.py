@@ -93,7 +93,7 @@ class RunLoop:
         self._vex = VexGuard(self.cpu, self.engine, self.text, Watcher(lambda: None))
         self.words = SubstitutedWords(self.ram, self.cpu)
         self.memory = GuestMemory(self.ram, self.cpu, self.engine, self.text, self.words)
-        self.registers = GuestRegisters(self.cpu, self.engine, self.traps)
+        self.registers = GuestRegisters(self.cpu, self.engine, self.traps, self._leave_halt)
         self.symbols = symbols if symbols is not None else SymbolTable()
         self.console = Console(self._stop_for)
         self.trap_client: TrapClient | None = None
@@ -228,6 +228,10 @@ class RunLoop:
         if (self.text.reclaim() or armed) and not retired:
             self._enter(limit)  # nothing has happened yet: the same stretch, with the places armed
 
+    def _leave_halt(self) -> None:
+        """A debugger sends the processor elsewhere: it is not in HLT there."""
+        self.halted = False
+
     def _report_failure(self) -> None:
         error, self.engine.failure = self.engine.failure, None
         if isinstance(error, KeyboardInterrupt):
@@ -334,6 +338,8 @@ class RunLoop:
         cpu = self.cpu
         if vector == t.BP and cpu.software_interrupt and self._on_int3():
             return
+        if vector == t.PF and cpu.cr(2) == cpu.linear_pc and self._breaks_at_fetch():
+            return
         client = self.trap_client
         if vector == t.DB and client is not None and self._answered(client.on_debug(cpu)):
             return
@@ -351,6 +357,25 @@ class RunLoop:
         if self.log is not None:
             self.log("int", f"vector {vector:#x} code {cpu.error_code:#x} at {cpu.linear_pc:#x} cr2 {cpu.cr(2):#x}")
         self._deliver(vector, None if software else cpu.error_code, software=software, length=length)
+
+    def _breaks_at_fetch(self) -> bool:
+        """A debugger's breakpoint where nothing can be fetched comes before the fault of it (SDM vol. 3, table 6-2).
+
+        gdb has functions that it calls return to one on the stack, which 64-bit kernels do not execute.
+        """
+        pc = self.cpu.linear_pc
+        place = self.text.place_at(pc) or self.text.hooked(pc)
+        if place is None or self.calls.depth or self._skip_breakpoint == (pc, self.cpu.gpr[4]):
+            return False
+        for owner in place.owners:
+            hardware = owner is self._debugger_hardware
+            if self._is_debugger(owner) and self._holds(place, hardware):
+                self._stop_for(Breakpoint(pc, hardware))
+                self.engine.break_here()  # nothing is retired, so the limit is never looked at ...
+                self.uncount(-1)  # ... and no instruction was counted that did not execute
+                self.cpu.forget_exception()
+                return True
+        return False
 
     def _is_int_n(self, vector: int) -> bool:
         """The instruction before the pc is `int n`, not the one-byte form of these vectors."""

@@ -26,10 +26,21 @@ def test_i386_numbers_are_those_gdb_knows():
     assert {name: I386.numbers[name] for name in wanted} == wanted
 
 
-def test_segment_bases_belong_to_amd64_only():
+def test_the_segments_feature_belongs_to_amd64_only():
     """gdb refuses a description whose i386 processor has org.gnu.gdb.i386.segments."""
-    assert "fs_base" in X86_64.numbers
-    assert "fs_base" not in I386.numbers
+    name = "org.gnu.gdb.i386.segments"
+    assert name in [feature.name for feature in X86_64.features]
+    assert name not in [feature.name for feature in I386.features]
+
+
+@both
+def test_system_registers_are_not_put_back_after_a_call(arch: Arch):
+    """gdb calls a guest function between saving and restoring registers: CR3 as it was then could be another task's."""
+    system = next(feature for feature in arch.features if feature.name == "org.gnu.gdb.i386.sys")
+    assert {"cr0", "cr2", "cr3", "cr4", "gdtr_base", "idtr_limit", "tr", "dr7"} <= {r.name for r in system.registers}
+    xml = ElementTree.fromstring(target_xml(arch))
+    marked = {reg.get("name") for reg in xml.iter("reg") if reg.get("save-restore") == "no"}
+    assert marked == {register.name for register in system.registers}
 
 
 @both

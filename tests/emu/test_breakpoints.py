@@ -5,15 +5,21 @@ from __future__ import annotations
 import pytest
 
 from emu.iface import Breakpoint, Budget, Halted, Interrupted
-from tests.support.tiny import CODE, Tiny
+from tests.support.tiny import CODE, UNMAPPED, Tiny
 
 COUNT_TO_5 = "xor ecx, ecx; again: inc ecx; cmp ecx, 5; jne again; hlt"
 AGAIN = CODE + 2
 
 
 @pytest.fixture(params=[32, 64])
-def guest(request: pytest.FixtureRequest) -> Tiny:
-    return Tiny(request.param, COUNT_TO_5)
+def bits(request: pytest.FixtureRequest) -> int:
+    size: int = request.param
+    return size
+
+
+@pytest.fixture
+def guest(bits: int) -> Tiny:
+    return Tiny(bits, COUNT_TO_5)
 
 
 @pytest.mark.parametrize("hardware", [False, True])
@@ -67,3 +73,22 @@ def test_a_step_off_a_place_does_not_hide_a_breakpoint_set_there_later(guest: Ti
     machine.step()
     machine.insert_breakpoint(AGAIN, hardware)
     assert (machine.run(), machine.instructions) == (Breakpoint(AGAIN, hardware), 4)
+
+
+@pytest.mark.parametrize("hardware", [False, True])
+def test_a_breakpoint_where_nothing_can_be_fetched_comes_before_the_page_fault(bits: int, hardware: bool):
+    """gdb has functions return to a breakpoint on the stack, which may not be executable; going on is the fault."""
+    guest = Tiny(bits, f"mov eax, {UNMAPPED}; jmp xax")
+    guest.machine.insert_breakpoint(UNMAPPED, hardware)
+    assert (guest.run(), guest.machine.instructions) == (Breakpoint(UNMAPPED, hardware), 2)
+    assert (guest.trap().vector, guest.machine.registers.read("cr2")) == (14, UNMAPPED)
+    assert guest.frame().pc == UNMAPPED
+
+
+def test_a_processor_in_hlt_runs_where_a_debugger_sends_it(bits: int):
+    """gdb calls a function of a guest that idles: the call does not wait for an interrupt that may never come."""
+    guest = Tiny(bits, "hlt; nop; inc ecx; hlt")
+    assert isinstance(guest.run(), Halted)
+    guest.machine.registers.write("rip" if bits == 64 else "eip", CODE + 2)
+    assert isinstance(guest.run(), Halted)
+    assert guest.machine.cpu.gpr[1] == 1

@@ -86,6 +86,7 @@ class FakeMemory:
 
 class FakeRegisters:
     def __init__(self, arch: Arch) -> None:
+        self.arch = arch
         self.values = dict.fromkeys(arch.names, 0)
 
     def read(self, name: str) -> int:
