@@ -174,8 +174,12 @@ class Memory(Protocol):
         """All or nothing across pages; armed places under it keep working."""
         ...
 
-    def translate(self, vaddr: int) -> int | None:
-        """The physical address `vaddr` maps to now, or None."""
+    def translate(self, vaddr: int, root: int | None = None) -> int | None:
+        """The physical address `vaddr` maps to now, or None.
+
+        `root`: by the tables with this top level (a physical address), not by those in force; nothing is mapped there
+        as long as paging is off.
+        """
         ...
 
     def read_physical(self, paddr: int, size: int) -> bytes: ...

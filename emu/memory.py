@@ -33,13 +33,22 @@ class GuestMemory:
         self._engine = engine
         self._layers = layers
 
-    def translate(self, vaddr: int) -> int | None:
-        """The physical address `vaddr` maps to now; None where it maps to nothing or not to guest RAM."""
-        page = self._page(vaddr)
+    def translate(self, vaddr: int, root: int | None = None) -> int | None:
+        """The physical address `vaddr` maps to; None where it maps to nothing or not to guest RAM.
+
+        By the tables in force, or by others of their kind whose top level lies at physical address `root`; those map
+        nothing before the guest has switched paging on.
+        """
+        page = self._page(vaddr, root)
         return page.paddr if page else None
 
-    def _page(self, vaddr: int) -> Page | None:
-        page = walk(self._ram, self._cpu.tables(), vaddr)
+    def _page(self, vaddr: int, root: int | None = None) -> Page | None:
+        tables = self._cpu.tables()
+        if root is not None:
+            if not tables.paged:
+                return None
+            tables = tables._replace(cr3=root)
+        page = walk(self._ram, tables, vaddr)
         return page if page is not None and page.paddr < self._ram.size else None
 
     def _spans(self, vaddr: int, size: int, access: str) -> Iterator[tuple[int, int, Page]]:

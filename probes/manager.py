@@ -23,7 +23,9 @@ from probes.fetch import FetchContext, Fetcher, TaskInfo, compile_fetch
 from probes.guest import GuestHandlers
 from probes.jprobe import Jprobe, Jprobes
 from probes.kretprobe import MAX_DATA_SIZE, Kretprobe, Kretprobes, ReturnInstance
-from probes.linux.tasks import linux_tasks
+from probes.linux import Linux, linux_of
+from probes.linux.kernel import kernel_types
+from probes.linux.tasks import current_tasks
 from probes.lookup import did_you_mean
 from probes.objects import ObjectLoader
 from probes.regs import Regs
@@ -124,8 +126,10 @@ class Manager:
         self._convention = arch.convention
         known = find_tasks(machine)
         guest: Guest | None = getattr(machine, "guest", None)
-        if tasks is None and guest is not None:
-            found = linux_tasks(machine, guest.btf())
+        self._linux: Linux | None = None
+        if tasks is None:
+            kernel = kernel_types(machine)
+            found = kernel if isinstance(kernel, str) else current_tasks(machine.memory, kernel)
             tasks = None if isinstance(found, str) else found
         self._context = FetchContext(machine, arch.convention, tasks or known)
         self._scope = _SymbolScope(machine, arch.convention)
@@ -154,6 +158,13 @@ class Manager:
     @settled.setter
     def settled(self, value: bool) -> None:
         self._kprobes.settled = value
+
+    @property
+    def linux(self) -> Linux:
+        """The guest's operating system. NotAvailable (a ProbeError) where it is no Linux whose types are known."""
+        if self._linux is None:
+            self._linux = linux_of(self._machine)
+        return self._linux
 
     # ----------------------------------------------------------------------------------------------- probes as objects
 

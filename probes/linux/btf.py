@@ -76,7 +76,8 @@ class Parameter:
 @dataclass(frozen=True, slots=True)
 class Type:
     """One type. `size` is bytes where the kind has one; `target` is the id it refers to (pointee, element, prototype,
-    return type); `detail` is the integer encoding word (INT) or the number of elements (ARRAY)."""
+    return type); `detail` is the integer encoding word (INT) or the number of elements (ARRAY); `flag` is the
+    kind_flag, which makes a FWD one of a union."""
 
     id: int
     kind: Kind
@@ -84,6 +85,7 @@ class Type:
     size: int = 0
     target: int = 0
     detail: int = 0
+    flag: bool = False
 
     @property
     def signed(self) -> bool:
@@ -168,8 +170,8 @@ class Btf:
         if kind is Kind.PTR:
             return Type(type_id, kind, name, self.pointer_size, third)
         if kind in _SIZED:
-            return Type(type_id, kind, name, third)
-        return Type(type_id, kind, name, target=third)
+            return Type(type_id, kind, name, third, flag=bool(info >> 31))
+        return Type(type_id, kind, name, target=third, flag=bool(info >> 31))
 
     # ------------------------------------------------------------------------------------------------------- by name
 

@@ -68,7 +68,7 @@ class FakeMemory:
         for index, byte in enumerate(data):
             self.pages[(vaddr + index) // PAGE][(vaddr + index) % PAGE] = byte
 
-    def translate(self, vaddr: int) -> int | None:
+    def translate(self, vaddr: int, root: int | None = None) -> int | None:
         return vaddr if vaddr // PAGE in self.pages else None
 
     def read_physical(self, paddr: int, size: int) -> bytes:

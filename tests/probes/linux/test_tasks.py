@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from emu import GuestMachine
-from probes.linux.tasks import LinuxTasks, linux_tasks
+from probes.linux import NotAvailable
 from probes.manager import Manager
 from tests.support.kernels import BOOT_BUDGET, PROMPT, run_shell, run_until, switched_on
 
@@ -13,9 +13,7 @@ from tests.support.kernels import BOOT_BUDGET, PROMPT, run_shell, run_until, swi
 @pytest.mark.parametrize("kernel", ["amd64", "6.12"], indirect=True)
 def test_trace_lines_name_the_process_that_hit(linux: GuestMachine) -> None:
     """The shell prints its own pid; the probe's record of an open by that shell has the same one, and its name."""
-    tasks = linux_tasks(linux, linux.guest.btf())
-    assert isinstance(tasks, LinuxTasks)
-    probes = Manager(linux, tasks=tasks)
+    probes = Manager(linux)
     probes.add("kprobe", "p:open do_sys_openat2 file=+0($arg2):ustring comm=$comm")
     pid = run_shell(linux, "echo $$; : < /init").split()[0]
     mine = [record for record in probes.trace.last() if {n: v for n, _, v in record.arguments}["file"] == "/init"]
@@ -25,7 +23,8 @@ def test_trace_lines_name_the_process_that_hit(linux: GuestMachine) -> None:
 @pytest.mark.parametrize("kernel", ["i386"], indirect=True)
 def test_a_kernel_without_types_gets_a_reason(linux: GuestMachine) -> None:
     """Debian's i386 kernel has no BTF: said, not guessed."""
-    assert linux_tasks(linux, linux.guest.btf()) == "the kernel has no BTF"
+    with pytest.raises(NotAvailable, match="not available because the kernel has no type information"):
+        _ = Manager(linux).linux
 
 
 @pytest.mark.boots
