@@ -282,6 +282,39 @@ class TrapClient(Protocol):
         ...
 
 
+class BreakClient(Protocol):
+    """Who owns breakpoints in translated code: asked in the engine's thread."""
+
+    def stands(self, vaddr: int) -> bool:
+        """Whether the address is meant in the address space in force; it must not touch the processor's state."""
+        ...
+
+    def on_code_break(self, cpu: Cpu, vaddr: int) -> Stop | None:
+        """The instruction at `vaddr` is about to run, for the first time since the guest came to it.
+
+        It runs next unless `cpu.pc` is changed.
+        """
+        ...
+
+
+class CodeBreaks(Protocol):
+    """Breakpoints that stand in no memory: the guest cannot see them, and they cost nothing where they are not met."""
+
+    client: BreakClient | None
+
+    def arm(self, vaddr: int, *, fresh: bool = False) -> None:
+        """Idempotent; mapped or not. `fresh`: nothing there can have run yet in a space where `stands` is true."""
+        ...
+
+    def disarm(self, vaddr: int) -> None:
+        """No error where it is not armed."""
+        ...
+
+    def refresh(self, vaddr: int | None = None) -> None:
+        """Answers of `stands` have changed for code that may have run, there or (None) anywhere."""
+        ...
+
+
 class Text(Protocol):
     """Sole owner of armed places. An address may have several owners; its byte changes with the first and the last."""
 
@@ -416,6 +449,9 @@ class Machine(Protocol):
 
     @property
     def text(self) -> Text: ...
+
+    @property
+    def breaks(self) -> CodeBreaks: ...
 
     @property
     def clock(self) -> Clock: ...

@@ -112,6 +112,7 @@ class Machine(RunLoop):
         self.console.reset(state["console"])
         self.window.forget()
         self.words.forget()
+        self.breaks.forget()
         self.text.rearm()
         if self.trap_client is not None:
             self.trap_client.on_restore()

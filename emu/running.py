@@ -16,8 +16,9 @@ from typing import Protocol
 from emu import traps as t
 from emu.calls import GuestCalls
 from emu.clock import Clock
+from emu.codebreaks import CodeBreaks
 from emu.console import Console
-from emu.cpustate import IF, CpuState
+from emu.cpustate import HF_INHIBIT_IRQ, IF, CpuState
 from emu.devices.pc import Devices
 from emu.engine import Engine, FetchError
 from emu.iface import (
@@ -89,6 +90,7 @@ class RunLoop:
         self.clock = Clock(lambda: self._base + self.engine.counter[0])
         self.devices = Devices(self.clock, memory)
         self.text = ArmedText(self.ram, self.cpu, self.engine, self._on_pc_hook)
+        self.breaks = CodeBreaks(self.ram, self.cpu, self.engine)
         self.window = SlotWindow(self.ram, self.cpu, self.engine)
         self._vex = VexGuard(self.cpu, self.engine, self.text, Watcher(lambda: None))
         self.words = SubstitutedWords(self.ram, self.cpu)
@@ -208,6 +210,7 @@ class RunLoop:
 
     def _enter(self, limit: int) -> None:
         engine, cpu = self.engine, self.cpu
+        self.breaks.put_in()
         cpu.running = True
         engine.counter[0] = 0
         nowhere = False
@@ -218,14 +221,16 @@ class RunLoop:
         finally:
             cpu.running = False
             engine.counter[0] = 0
+            self.breaks.take_out()
         self._base += retired
+        self.breaks.pause(self.clock.instructions)
         if nowhere:
             self._deliver(t.UD)  # no device answers a fetch: all ones, which is no instruction
         if engine.failure is not None:
             self._report_failure()
         self.halted = halted and self._stop is None
-        armed = self._vex.arm()
-        if (self.text.reclaim() or armed) and not retired:
+        again = [self._vex.arm(), self.text.reclaim(), self.breaks.reclaim()]
+        if any(again) and not retired:
             self._enter(limit)  # nothing has happened yet: the same stretch, with the places armed
 
     def _leave_halt(self) -> None:
@@ -323,9 +328,11 @@ class RunLoop:
 
     def _step_over(self, place: Place) -> None:
         self.text.lift(place)
+        self.breaks.lifted = self.cpu.linear_pc
         try:
             self._enter(1)
         finally:
+            self.breaks.lifted = None
             self.text.settle(place)
             self._skip_breakpoint = None
 
@@ -425,12 +432,15 @@ class RunLoop:
     def on_translated(self, pc: int, code: bytes) -> None:
         self._vex.look(pc, code)
         self.text.look(pc, code)
+        self.breaks.look(pc, code)
 
     def uncount(self, instructions: int) -> None:
         """Inside a trap handler: take instructions of ours (an int3, a jump back) off the clock."""
         self.engine.counter[0] -= instructions
 
     def _deliver(self, vector: int, code: int | None = None, **how: bool | int) -> None:
+        self.breaks.faulted(self.clock.instructions)
+        self.cpu.hflags &= ~HF_INHIBIT_IRQ  # no shadow outlasts a delivery
         try:
             self.traps.deliver(vector, code, **how)  # type: ignore[arg-type]  # keyword flags of one signature
         except TripleFaulted as fault:
@@ -454,6 +464,8 @@ class RunLoop:
         """An int3 ran: ours if an armed place is under it."""
         cpu = self.cpu
         pc = (cpu.linear_pc - 1) & ((1 << 64) - 1)
+        if self._on_translated_int3(pc):
+            return True
         place = self.text.place_at(pc)
         if place is None:
             return False
@@ -474,6 +486,44 @@ class RunLoop:
         if not isinstance(verdict, Verdict):
             self.uncount(1)
         return self._answered(verdict)
+
+    def _on_translated_int3(self, pc: int) -> bool:
+        """An int3 that may be in the translation only; False where one in memory is to be seen to."""
+        cpu, breaks, client = self.cpu, self.breaks, self.breaks.client
+        in_memory = not breaks.is_translated(pc) or breaks.in_memory(pc)
+        ours = client is not None and breaks.is_armed(pc) and client.stands(pc)
+        if not ours and in_memory:
+            return False
+        cpu.pc -= 1
+        cpu.forget_exception()
+        at, now, stop = cpu.pc, self.clock.instructions - 1, None
+        if ours and client is not None and breaks.is_hit(pc, now):
+            if self._stop_requested:
+                self.engine.stop_here()
+            began = time.perf_counter_ns()
+            stop = client.on_code_break(cpu, pc)
+            self.handler_ns += time.perf_counter_ns() - began
+        if stop is not None:
+            self._stop_for(stop)
+            breaks.passed(pc, now)
+        elif cpu.pc == at and in_memory:
+            cpu.pc += 1
+            return False
+        elif cpu.pc == at:
+            if not ours:
+                breaks.refresh(pc)  # a translation from when it was armed
+            try:
+                if breaks.push_flags(pc, now, self.traps):
+                    return True  # the int3 counts as the instruction
+            except GuestFault as fault:
+                self.cpu.set_cr(2, fault.address or 0)
+                self._deliver(fault.vector, fault.code)
+                return True
+            breaks.resume(pc, now)
+        self.uncount(1)
+        if self.text.hooked(pc) is not None:
+            self._passed = pc  # asked a moment ago, for the same arrival
+        return True
 
     def _ask(self, place: Place, pc: int) -> Verdict | Stop | None:
         """The owners of an armed place, in order; None where all let it pass."""

@@ -1,0 +1,220 @@
+"""Breakpoints in the translation of the guest's code: memory keeps the guest's bytes and nothing else slows.
+
+Rules: the machine's thread only. When the engine has translated a block that covers an armed address, it is stopped
+before the block's first instruction; the block is dropped and translated again over an int3 that stands in RAM for
+just that long. The guest meets the int3 and never finds it: no load, no checksum and no other address space sees it.
+
+At a hit the instruction itself must run once without the int3. It is entered with RF and the interrupt shadow set,
+which no guest ever has together: the engine keeps a translation of its own for that state, of this one instruction,
+and leaves the state behind it. RF is what x86 has for this; what faults push and what a guest can read is as ever.
+An instruction that faults and starts anew is one hit.
+
+Owners say through `BreakClient.stands` in which address spaces an address is meant.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections import OrderedDict
+from typing import Final
+
+from emu.cpustate import DESC_B, HF_INHIBIT_IRQ, RF, SS, VM, CpuState
+from emu.engine import Engine
+from emu.iface import BreakClient
+from emu.insn import MAX_INSN_SIZE, InvalidInstruction, decode, spans
+from emu.memory import reachable
+from emu.paging import walk
+from emu.ram import Ram
+from emu.text import INT3
+from emu.traps import Traps
+
+_MAX_RESTARTS: Final = 4096  # faults under way; a thread that dies in its fault leaves one behind
+_MAX_PLACED: Final = 1 << 16
+_SP: Final = 4
+_PUSHF: Final = 0x9C
+
+
+class CodeBreaks:
+    """Implements iface.CodeBreaks."""
+
+    def __init__(self, ram: Ram, cpu: CpuState, engine: Engine) -> None:
+        self._ram = ram
+        self._cpu = cpu
+        self._engine = engine
+        self.client: BreakClient | None = None
+        self._armed: list[int] = []  # sorted
+        self._found: tuple[int, list[int]] | None = None  # a block without its int3s, and where they belong
+        self._pending: tuple[int, list[int]] | None = None  # ... for when the processor is at the block again
+        self._poked: list[tuple[int, int]] = []  # (physical address, guest's byte) of int3s that stand in RAM
+        self._placed: set[int] = set()  # addresses whose translation may have an int3
+        self._resumed = (-1, -1)  # address and instruction count of the hit whose instruction runs now
+        self._kept_rf = 0  # RF as the guest had it there
+        self._passed = (-1, -1)  # ... of one whose instruction has not run yet, though its owners have been asked
+        self._restarts: OrderedDict[tuple[int, int], int] = OrderedDict()  # (cr3, sp) -> address that has faulted
+        self.lifted: int | None = None  # an address where no int3 may come for now
+
+    # ------------------------------------------------------------------------------------------- arming and disarming
+
+    def arm(self, vaddr: int, *, fresh: bool = False) -> None:
+        """Idempotent. `fresh`: nothing there can have run yet where `stands` is true, so no translation is stale."""
+        at = bisect.bisect_left(self._armed, vaddr)
+        if at < len(self._armed) and self._armed[at] == vaddr:
+            return
+        self._armed.insert(at, vaddr)
+        if not fresh:
+            self.refresh(vaddr)
+
+    def disarm(self, vaddr: int) -> None:
+        """No error where it is not armed. A translation with the int3 goes when it is met."""
+        at = bisect.bisect_left(self._armed, vaddr)
+        if at < len(self._armed) and self._armed[at] == vaddr:
+            del self._armed[at]
+
+    def refresh(self, vaddr: int | None = None) -> None:
+        """The answer of `stands` has changed for code that may have run: translate it anew. None: for any code."""
+        page = None if vaddr is None else walk(self._ram, self._cpu.tables(), vaddr)
+        self._engine.drop_code(vaddr or 0, 1, vaddr is not None and reachable(self._cpu, page))
+
+    def is_armed(self, vaddr: int) -> bool:
+        at = bisect.bisect_left(self._armed, vaddr)
+        return at < len(self._armed) and self._armed[at] == vaddr
+
+    def forget(self) -> None:
+        """The machine has gone to another moment; every translation is gone already."""
+        self._found = self._pending = None
+        self._placed.clear()
+        self._resumed = self._passed = (-1, -1)
+        self._restarts.clear()
+
+    # ----------------------------------------------------------------------------------------- around a translation
+
+    def look(self, pc: int, code: bytes) -> None:
+        """From the engine, about a new block: where it lacks an int3, stop before its first instruction."""
+        if self._poked:
+            self._take_out()  # what was translated has them now
+            return
+        at = bisect.bisect_left(self._armed, pc)
+        if at == len(self._armed) or self._armed[at] >= pc + len(code) or self.client is None:
+            return
+        wanted = []
+        while at < len(self._armed) and (vaddr := self._armed[at]) < pc + len(code):
+            at += 1
+            if vaddr != self.lifted and not (vaddr == pc and self._is_resuming()) and self.client.stands(vaddr):
+                wanted.append(vaddr)
+        if wanted:
+            starts = {pc + start for start, _ in spans(code, self._cpu.bits)}  # an int3 inside one would change it
+            wanted = [vaddr for vaddr in wanted if vaddr in starts]
+        if wanted:
+            self._found = (pc, wanted)
+            self._engine.stop_here()
+
+    def reclaim(self) -> bool:
+        """After a run: drop the block that `look` has found; False where it has found none."""
+        found, self._found = self._found, None
+        if found is None:
+            return False
+        if len(self._placed) > _MAX_PLACED:
+            self._placed.clear()
+            self.refresh()
+        for vaddr in found[1]:
+            self.refresh(vaddr)
+        self._pending = found
+        return True
+
+    def put_in(self) -> None:
+        """Right before a run: if it begins with the block that was found, have it translated with its int3s."""
+        pending, self._pending = self._pending, None
+        if pending is None or pending[0] != self._cpu.linear_pc:
+            return
+        for vaddr in pending[1]:
+            page = walk(self._ram, self._cpu.tables(), vaddr)
+            if page is not None and page.paddr < self._ram.size:
+                self._placed.add(vaddr)
+                self._poked.append((page.paddr, self._ram.map[page.paddr]))
+                self._ram.map[page.paddr] = INT3
+
+    def take_out(self) -> None:
+        """Right after a run: nothing of ours may be left in RAM."""
+        if self._poked:
+            self._take_out()
+
+    def _take_out(self) -> None:
+        for paddr, byte in self._poked:
+            self._ram.map[paddr] = byte
+        self._poked.clear()
+
+    def _is_resuming(self) -> bool:
+        return bool(self._cpu.hflags & HF_INHIBIT_IRQ and self._cpu.system_flags & RF)
+
+    # --------------------------------------------------------------------------------------------------------- hits
+
+    def is_translated(self, vaddr: int) -> bool:
+        """The int3 that was executed at `vaddr` may be in the translation only."""
+        return vaddr in self._placed
+
+    def in_memory(self, vaddr: int) -> bool:
+        """... and is in the guest's memory, so its own."""
+        page = walk(self._ram, self._cpu.tables(), vaddr)
+        return page is None or page.paddr >= self._ram.size or self._ram.map[page.paddr] == INT3
+
+    def is_hit(self, vaddr: int, now: int) -> bool:
+        """Whether the instruction at `vaddr` has been reached for the first time, `now` instructions in."""
+        if self._passed == (vaddr, now):
+            self._passed = (-1, -1)
+            return False
+        faulted = self._restarts.pop((self._cpu.cr3, self._cpu.gpr[_SP]), None)
+        return faulted != vaddr or not self._cpu.system_flags & RF
+
+    def resume(self, vaddr: int, now: int) -> None:
+        """At a hit, with pc there: have the instruction run. The caller pushes the state."""
+        self._kept_rf = self._cpu.system_flags & RF
+        self._cpu.system_flags |= RF
+        self._cpu.hflags |= HF_INHIBIT_IRQ
+        self._resumed = (vaddr, now)
+
+    def push_flags(self, vaddr: int, now: int, traps: Traps) -> bool:
+        """At a hit: if `pushf` stands there, which would show RF, do what it does; else False. GuestFault."""
+        cpu = self._cpu
+        code = self._engine.fetch(vaddr, MAX_INSN_SIZE)
+        if _PUSHF not in code[:3]:
+            return False
+        try:
+            insn = decode(code, vaddr, cpu.bits)
+        except InvalidInstruction:
+            return False
+        if not insn.mnemonic.startswith("pushf"):
+            return False
+        self._resumed = (vaddr, now)
+        size = {"pushfq": 8, "pushfd": 4}.get(insn.mnemonic, 2)
+        stack = cpu.segment(SS)
+        mask = (1 << 64) - 1 if cpu.bits == 64 else 0xFFFFFFFF if stack.flags & DESC_B else 0xFFFF
+        sp = (cpu.gpr[_SP] - size) & mask
+        base = 0 if cpu.bits == 64 else stack.base
+        traps.write(
+            base + sp, (cpu.eflags & ~(RF | VM)).to_bytes(4, "little").ljust(8, b"\0")[:size], user=cpu.cpl == 3
+        )
+        cpu.gpr[_SP] = (cpu.gpr[_SP] & ~mask) | sp
+        cpu.system_flags &= ~RF
+        cpu.pc += insn.size
+        return True
+
+    def pause(self, now: int) -> None:
+        """After a run: where it ended between a hit and its instruction, that is not to be seen."""
+        if self._cpu.hflags & HF_INHIBIT_IRQ and self._cpu.system_flags & RF:
+            self._cpu.hflags &= ~HF_INHIBIT_IRQ
+            self._cpu.system_flags = self._cpu.system_flags & ~RF | self._kept_rf
+            self.passed(self._cpu.linear_pc, now)
+
+    def passed(self, vaddr: int, now: int) -> None:
+        """The owners have been asked, and the run ends before the instruction."""
+        self._passed = (vaddr, now)
+
+    def faulted(self, now: int) -> None:
+        """A fault is about to be delivered: if it is of the instruction that a hit has let go, it will come again."""
+        vaddr, then = self._resumed
+        if vaddr != self._cpu.linear_pc or now - then > 1:
+            return
+        self._resumed = (-1, -1)
+        if len(self._restarts) >= _MAX_RESTARTS:
+            self._restarts.popitem(last=False)
+        self._restarts[self._cpu.cr3, self._cpu.gpr[_SP]] = vaddr
