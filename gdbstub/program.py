@@ -11,6 +11,7 @@ import os
 import re
 import signal
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from gdbstub.commands import LogTopic, RunOptions
 from gdbstub.console import ConsoleError, Keyboard, serve_tcp, type_in
 from gdbstub.files import FileTree
 from gdbstub.monitor import Monitor, Services
-from gdbstub.outcome import Outcome, judge, summary
+from gdbstub.outcome import SUCCESS, USAGE, Outcome, judge, summary
 from gdbstub.outputs import Output, open_output, reader_is_gone
 from gdbstub.scripts import HostScripts, ScriptFolder
 from gdbstub.server import Server
@@ -58,6 +59,8 @@ class Program:
         self._ended = trio.Event()
         self._stop: iface.Stop | None = None  # what ended the run; None: the user
         self._outputs: list[Output] = []
+        self._screen: Output | None = None  # standard output, where the console is there
+        self._lost = False  # a file that was asked for could not be written to its end
         self._log: Callable[[LogTopic, str], None] | None = None
         self._scripts: HostScripts | None = None
         self._token = trio.lowlevel.current_trio_token()
@@ -113,7 +116,8 @@ class Program:
         if isinstance(options.console, Path):
             machine.console.sinks.append(self._open(options.console).write)
         elif options.console == "stdio":
-            machine.console.sinks.append(self._open(None).write)
+            self._screen = self._open(None)
+            machine.console.sinks.append(self._screen.write)
         if (target := options.trace) is not None:
             trace = self._open(target.path)
             show: Callable[[Record], str] = Record.json if target.format == "jsonl" else Record.text
@@ -124,6 +128,7 @@ class Program:
     def _open(self, path: Path | None) -> Output:
         def failed(error: OSError) -> None:
             if path is not None:
+                self._lost = True
                 say(f"gdbstub: {path}: {error.strerror}; nothing more is written to it")
             elif not reader_is_gone(error):
                 say(f"gdbstub: standard output: {error.strerror}")
@@ -265,6 +270,10 @@ class Program:
             if isinstance(stop, iface.ConsoleMatch) and options.snapshot is not None:
                 self.machine.save(options.snapshot)
             outcome = judge(stop, self.machine.guest.crashed)
+            if self._lost and outcome.status == SUCCESS:
+                outcome = replace(outcome, status=USAGE)
+            if self._screen is not None and os.isatty(1) and not self.machine.console.text.endswith("\n"):
+                self._screen.write(b"\n")  # what is said next begins a line of its own
             if options.summary is not None:
                 text = summary(self.machine, self.probes.status(), outcome)
                 if options.summary == "-":

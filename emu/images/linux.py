@@ -246,5 +246,6 @@ def _random_seed() -> bytes:
 
 
 def _banner(vmlinux: memoryview) -> str:
-    found = re.search(rb"Linux version \d[ -~]{0,%d}" % _BANNER_LIMIT, vmlinux)
-    return found[0].decode("ascii") if found else ""
+    """The longest there is: of a kernel from a package another one stands before it, without the build's number."""
+    found = re.findall(rb"Linux version \d[ -~]{0,%d}" % _BANNER_LIMIT, vmlinux)
+    return max(found, key=len).decode("ascii") if found else ""

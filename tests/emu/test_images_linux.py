@@ -117,6 +117,13 @@ def test_the_zero_page_tells_the_kernel_what_it_must_know(packed: bool) -> None:
     assert sum(row[1] for row in table if row[2] == 1) == MEMORY - 0x100000 + 0x9FC00
 
 
+def test_a_kernel_s_title_has_the_number_of_its_build() -> None:
+    """A packaged vmlinux has the banner twice, first as it was before the last link."""
+    image = load(build_vmlinux(64) + b"Linux version 6.1.0-test #1 (built in a test)\n\0")
+    assert image.kernel is not None
+    assert image.kernel.banner == "Linux version 6.1.0-test #1 (built in a test)"
+
+
 def test_the_kernel_is_given_the_same_random_seed_each_time() -> None:
     """One entry of type SETUP_RNG_SEED, 32 bytes, not all alike, at the end of a list of one."""
     seeds = []

@@ -70,6 +70,7 @@ def test_until_ends_with_0_and_the_console_on_standard_output(run: Run, image: s
         ("reset", 0, "reset the machine"),
         ("poweroff", 0, "powered off"),
         ("exit=9", 9, "status 9"),
+        ("panic", 3, "halted for good"),
     ],
 )
 @BITS
@@ -177,9 +178,9 @@ def test_console_to_a_file_leaves_standard_output_empty(run: Run, tmp_path: Path
 
 
 def test_a_full_console_file_does_not_stop_the_guest(run: Run):
-    """It is said once; the run goes on to its end."""
+    """It is said once; the run goes on to its end, whose status is that of a file that cannot be had."""
     ended = run("embedded", "--until", "embedded: done", "--console", "/dev/full")
-    assert ended.status == 0
+    assert ended.status == 2
     assert ended.err.count("No space left on device; nothing more is written to it") == 1
 
 

@@ -273,6 +273,12 @@ def terminal() -> Iterator[tuple[int, int]]:
     os.close(its)
 
 
+def test_a_terminal_s_next_line_begins_at_its_start(terminal: tuple[int, int]):
+    """Where the guest stopped in the middle of a line, what we say of it does not stand behind it."""
+    with gdbstub("load", "embedded", "--no-listen", "--until", "embedded: re", terminal=terminal) as child:
+        child.wait_for("\nembedded: re\ngdbstub: matched")
+
+
 def test_ctrl_a_helps_and_ends(terminal: tuple[int, int]):
     """The guest gets everything else, Ctrl-C too; the fixture looks at the modes."""
     with gdbstub(*IDLE, terminal=terminal) as child:
