@@ -166,6 +166,11 @@ Stop: TypeAlias = (
 class Memory(Protocol):
     """The guest's memory as a debugger sees it: never an armed int3, always the bytes the guest wrote."""
 
+    @property
+    def size(self) -> int:
+        """Bytes of RAM, from physical address 0 on."""
+        ...
+
     def read(self, vaddr: int, size: int) -> bytes:
         """`size` bytes; MemoryFault names the first address that has none."""
         ...
@@ -479,8 +484,11 @@ class Machine(Protocol):
         """Run until something stops it; at most `budget` instructions."""
         ...
 
-    def step(self) -> Stop:
-        """One instruction, whatever stands on it; interrupts that are due are taken and finished first."""
+    def step(self, *, into_interrupts: bool = False) -> Stop:
+        """One instruction, whatever stands on it; interrupts that are due are taken and finished first.
+
+        `into_interrupts`: where one is due, the step is the way into its handler, and no instruction is executed.
+        """
         ...
 
     def request_stop(self) -> None:

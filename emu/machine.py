@@ -137,19 +137,23 @@ class Machine(RunLoop):
 
     # -------------------------------------------------------------------------------------------------------- stepping
 
-    def step(self) -> Stop:
+    def step(self, *, into_interrupts: bool = False) -> Stop:
         """One instruction, whatever stands on it. Interrupts that are due are taken and finished first, so that a
-        step neither lands in a handler nor moves the guest's timeline."""
-        stop = self._reported(self._guarded(self._step))
+        step neither lands in a handler nor moves the guest's timeline; or with `into_interrupts`, entered."""
+        stop = self._reported(self._guarded(lambda: self._step(into_interrupts)))
         if not isinstance(stop, Breakpoint):
             self._skip_breakpoint = None
         return stop
 
-    def _step(self) -> Stop:
+    def _step(self, into_interrupts: bool) -> Stop:
         start, sp, cr3 = self.cpu.linear_pc, self.cpu.gpr[4], self.cpu.cr3
         self._skip_breakpoint = (start, sp)
-        while self._settle_interrupt(start, sp, cr3):
-            pass
+        if into_interrupts:
+            if self._take_due(start):
+                return Step(self.cpu.linear_pc)
+        else:
+            while self._settle_interrupt(start, sp, cr3):
+                pass
         if self._stop is None and not self._stop_requested:
             goal = self.clock.instructions + 1
             stop = self._loop(lambda: self.clock.instructions >= goal, goal)
@@ -165,10 +169,7 @@ class Machine(RunLoop):
 
         -> whether there was something and it is over; if its end is not to be had, `_stop` says why.
         """
-        if self.halted:
-            self._idle()
-        self._take_events()
-        if self._stop is not None or self.cpu.linear_pc == pc:
+        if not self._take_due(pc):
             return False
         returned = False
 
@@ -187,6 +188,13 @@ class Machine(RunLoop):
         if not returned:
             self._stop = stop
         return returned
+
+    def _take_due(self, pc: int) -> bool:
+        """Timers and interrupts that are due now. -> whether the processor, which was at `pc`, is in a handler."""
+        if self.halted:
+            self._idle()
+        self._take_events()
+        return self._stop is None and self.cpu.linear_pc != pc
 
     def insert_breakpoint(self, vaddr: int, hardware: bool = False, condition: Condition | None = None) -> None:
         """Idempotent; the last `condition` counts. An address that is not mapped yet is watched without memory, so it

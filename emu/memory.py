@@ -33,6 +33,11 @@ class GuestMemory:
         self._engine = engine
         self._layers = layers
 
+    @property
+    def size(self) -> int:
+        """Bytes of RAM."""
+        return self._ram.size
+
     def translate(self, vaddr: int, root: int | None = None) -> int | None:
         """The physical address `vaddr` maps to; None where it maps to nothing or not to guest RAM.
 

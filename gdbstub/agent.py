@@ -256,13 +256,13 @@ class Expression:
 class Agent:
     """Compiles and runs expressions on one machine; `output` gets what they print.
 
-    Registers are numbered as gdb numbers those of `arch`.
+    Registers are numbered as gdb numbers those of `arch`, which changes when a debugger is told of another.
     """
 
     def __init__(self, machine: Machine, arch: Arch, variables: StateVariables, output: Callable[[str], None]) -> None:
         self.variables = variables
         self._machine = machine
-        self._arch = arch
+        self.arch = arch
         self._output = output
         self._sink: Sink | None = None
         self._space = 0  # bytes of MAX_MEMORY left to this run
@@ -306,7 +306,7 @@ class Agent:
         return self._tracer(name, value, after)
 
     def _register(self, instruction: _Instruction) -> Callable[[], int]:
-        registers = self._arch.registers
+        registers = self.arch.registers
         if instruction.value >= len(registers):
             raise BadExpression(instruction.offset, f"no register {instruction.value}")
         register = registers[instruction.value]
@@ -365,7 +365,7 @@ class Agent:
     def _printer(self, instruction: _Instruction) -> _Step:
         after, count = instruction.after, instruction.value
         try:
-            template = Template(instruction.text, self._arch.word_size)
+            template = Template(instruction.text, self.arch.word_size)
         except FormatError as error:
             raise BadExpression(instruction.offset, str(error)) from error
         if template.arguments > count:

@@ -68,7 +68,7 @@ def packet(
     return mark
 
 
-_SEPARATORS = re.compile(rb"[:;,]")
+_SEPARATORS = re.compile(rb"[:;,=]")
 _LONGEST = 3  # separators looked at: "qXfer:features:read:..."
 
 

@@ -26,7 +26,7 @@ from gdbstub.files import FileError, FileTree
 from gdbstub.monitor import Monitor
 from gdbstub.packets import PacketError, PacketTable, number, packet, pair, unhex
 from gdbstub.rsp import MAX_PACKET, fit
-from gdbstub.targetpackets import TargetPackets
+from gdbstub.targetpackets import StepBits, TargetPackets
 from gdbstub.tracepackets import TracePackets
 from gdbstub.tracepoints import Tracing
 
@@ -152,7 +152,7 @@ class Session(TargetPackets, FilePackets, TracePackets):
         if not resume.step:
             return self._machine.run()
         while True:
-            stop = self._machine.step()
+            stop = self._machine.step(into_interrupts=not self._step_bits & StepBits.NOIRQ)
             if resume.stop_range is None or not isinstance(stop, Step):
                 return stop
             first, end = resume.stop_range
@@ -167,7 +167,7 @@ class Session(TargetPackets, FilePackets, TracePackets):
     def stopped(self, stop: Stop) -> tuple[bytes, ...]:
         """The payloads that tell of the end of a resume: console text where gdb has no word for it, then the reply."""
         self._last_stop = stop
-        explanation = stops.explain(stop)
+        explanation = stops.explain(stop) + self._mode_changed()
         return (*self._console(explanation), self._stop_reply(stop))
 
     def close(self) -> None:

@@ -1,39 +1,138 @@
 """The packets about registers, memory and their description, as a part of `Session`.
 
-Rules: as in `session`. What a trace frame has collected stands in for the machine while one is selected. Source: GDB
-manual, "Packets", "General Query Packets" and "Target Descriptions".
+Rules: as in `session`. What a trace frame has collected stands in for the machine while one is selected. Sources: GDB
+manual, "Packets", "General Query Packets" and "Target Descriptions"; the `qemu` packets are those of QEMU's manual,
+"GDB usage", "Changing single-stepping behaviour" and "Examining physical memory".
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import enum
+import itertools
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Final
 
 from emu.arch import Arch, Register, target_xml
 from emu.iface import Machine, MemoryFault
+from gdbstub.agent import Agent
 from gdbstub.packets import PacketError, number, packet, pair, unhex
 from gdbstub.rsp import fit
 from gdbstub.tracebuffer import Frame
 from gdbstub.tracepackets import in_registers
 from gdbstub.tracepoints import Tracing
 
+MAX_SEARCHED: Final = 1 << 30
+"""Bytes of one search or checksum: tables of a guest may map a page so often that an address space takes days."""
+_PORTION: Final = 1 << 16
+_PAGED: Final = 1 << 31  # CR0.PG
+_REVERSED: Final = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+
+
+class StepBits(enum.IntFlag):
+    """QEMU's words for what a step leaves out. A guest's time is its instructions, so a step never takes more of it
+    than one and NOTIMER changes nothing."""
+
+    ENABLE = 1
+    NOIRQ = 2
+    NOTIMER = 4
+
 
 class TargetPackets:
     """What `Session` answers about the state of its machine, which it reads and writes."""
 
+    tracing: Tracing | None
     _frame: Frame | None
     _trace: Tracing
+    _agent: Agent
     _part: Callable[[bytes, bytes], bytes]
 
     def __init__(self, machine: Machine, arch: Arch, packet_size: int) -> None:
         self._machine = machine
-        self._arch = arch
+        self._arch = self._arch_then = arch
         self._packet_size = packet_size
         self._description = target_xml(arch).encode()
+        self._physical = False
+        self._step_bits = StepBits.ENABLE | StepBits.NOIRQ | StepBits.NOTIMER
+
+    # ----------------------------------------------------------------------------------------------- what the target is
 
     @packet("qXfer:features:read", feature="qXfer:features:read+")
     def _features(self, rest: bytes) -> bytes:
+        """The processor as it is when a client begins to read: from then on this session's registers are those."""
         annex, _, window = rest.partition(b":")
-        return self._part(self._description, window) if annex == b"target.xml" else b"E00"
+        if annex != b"target.xml":
+            return b"E00"
+        if pair(window)[0] == 0:
+            self._describe(self._machine.registers.arch)
+        return self._part(self._description, window)
+
+    def _describe(self, arch: Arch) -> None:
+        if arch is self._arch:
+            return
+        self._arch = self._arch_then = self._agent.arch = arch
+        self._description = target_xml(arch).encode()
+        if self.tracing is not None:
+            self.tracing.arch = arch
+
+    def _mode_changed(self) -> str:
+        """A line for the user where the processor has left the mode that this client's registers are of; else empty.
+
+        gdb cannot be told in mid-session; it asks when it connects.
+        """
+        then, self._arch_then = self._arch_then, self._machine.registers.arch
+        if self._arch_then in (then, self._arch):
+            return ""
+        return (
+            f"The processor is an {self._arch_then.gdb_name} now, and was an {self._arch.gdb_name} when gdb connected: "
+            "`disconnect` and connect again for its registers.\n"
+        )
+
+    @packet("qXfer:memory-map:read", feature="qXfer:memory-map:read+")
+    def _memory_map(self, rest: bytes) -> bytes:
+        """All of the address space as RAM, what stands behind addresses without paging first. gdb reads the map once,
+        refuses what is not in it, and the guest may map anything anywhere later; unmapped reads are refused by `m`.
+        """
+        size = self._machine.memory.size
+        top = 1 << (8 * self._arch.word_size)
+        borders = [0, top // 2, top] if self._machine.registers.read("cr0") & _PAGED else [0, size, top]
+        rows = (
+            f'<memory type="ram" start="{start:#x}" length="{end - start:#x}"/>'
+            for start, end in itertools.pairwise(borders)
+        )
+        document = "\n".join(('<?xml version="1.0"?>', "<memory-map>", *rows, "</memory-map>\n"))
+        return self._part(document.encode(), rest.removeprefix(b":"))
+
+    @packet("qqemu.Supported", anytime=True)
+    def _qemu_packets(self, _rest: bytes) -> bytes:
+        return b"sstepbits;sstep;PhyMemMode"
+
+    @packet("qqemu.sstepbits", anytime=True)
+    def _known_step_bits(self, _rest: bytes) -> bytes:
+        return ",".join(f"{bit.name}={bit:x}" for bit in StepBits).encode()
+
+    @packet("qqemu.sstep")
+    def _read_step_bits(self, _rest: bytes) -> bytes:
+        return b"0x%x" % self._step_bits
+
+    @packet("Qqemu.sstep")
+    def _write_step_bits(self, rest: bytes) -> bytes:
+        bits = number(rest.removeprefix(b"0x"))
+        if bits > sum(StepBits) or not bits & StepBits.ENABLE:
+            raise PacketError("sstep is 1 (a step), with 2 (no interrupts) and 4 (no timers)")
+        self._step_bits = StepBits(bits)
+        return b"OK"
+
+    @packet("qqemu.PhyMemMode")
+    def _read_memory_mode(self, _rest: bytes) -> bytes:
+        return b"%d" % self._physical
+
+    @packet("Qqemu.PhyMemMode")
+    def _write_memory_mode(self, rest: bytes) -> bytes:
+        self._physical = number(rest) != 0
+        return b"OK"
+
+    # ------------------------------------------------------------------------------------------------------- registers
 
     @packet("g")
     def _read_registers(self, _rest: bytes) -> bytes:
@@ -69,6 +168,14 @@ class TargetPackets:
         self._machine.registers.write(register.name, int.from_bytes(data, "little"))
         return b"OK"
 
+    def _register(self, text: bytes) -> Register:
+        index = number(text)
+        if index >= len(self._arch.registers):
+            raise PacketError(f"no register {index}")
+        return self._arch.registers[index]
+
+    # ---------------------------------------------------------------------------------------------------------- memory
+
     @packet("m")
     def _read_hex(self, rest: bytes) -> bytes:
         vaddr, size = pair(rest)
@@ -91,29 +198,61 @@ class TargetPackets:
         place, _, data = rest.partition(b":")
         return self._write(place, data)
 
-    def _register(self, text: bytes) -> Register:
-        index = number(text)
-        if index >= len(self._arch.registers):
-            raise PacketError(f"no register {index}")
-        return self._arch.registers[index]
+    @packet("qSearch:memory", feature="qSearch:memory+")
+    def _search(self, rest: bytes) -> bytes:
+        address, _, rest = rest.partition(b";")
+        size, _, pattern = rest.partition(b";")
+        if not pattern:
+            raise PacketError("nothing to search for")
+        at, kept = number(address), b""
+        for data in self._portions(at, number(size)):
+            window = kept + data
+            found = window.find(pattern)
+            if found >= 0:
+                return b"1,%x" % (at - len(kept) + found)
+            at += len(data)
+            kept = window[len(window) - len(pattern) + 1 :] if len(pattern) > 1 else b""
+        return b"0"
+
+    @packet("qCRC")
+    def _checksum(self, rest: bytes) -> bytes:
+        """CRC-32 with gdb's polynomial, most significant bit first: zlib's is the same one, mirrored."""
+        address, size = pair(rest)
+        crc = 0
+        for data in self._portions(address, size):
+            crc = zlib.crc32(data.translate(_REVERSED), crc)
+        return b"C%x" % int(f"{crc ^ 0xFFFFFFFF:032b}"[::-1], 2)
+
+    def _portions(self, address: int, size: int) -> Iterator[bytes]:
+        """The memory of a range; MemoryFault when it comes to a byte that is not there."""
+        if size > MAX_SEARCHED:
+            raise PacketError(f"no more than {MAX_SEARCHED} bytes at once")
+        end = address + size
+        while address < end:
+            data = self._read(address, min(_PORTION, end - address))
+            yield data
+            address += len(data)
 
     def _read(self, vaddr: int, size: int) -> bytes:
         """Memory up to the first byte that is not there; MemoryFault where that is the first."""
         if self._frame is not None:
             return self._trace.read(self._frame, vaddr, size)
+        memory = self._machine.memory
+        read = memory.read_physical if self._physical else memory.read
         try:
-            return self._machine.memory.read(vaddr, size)
+            return read(vaddr, size)
         except MemoryFault as fault:
             if not vaddr < fault.address < vaddr + size:
                 raise
-            return self._machine.memory.read(vaddr, fault.address - vaddr)
+            return read(vaddr, fault.address - vaddr)
 
     def _write(self, place: bytes, data: bytes) -> bytes:
         self._check_live()
         vaddr, size = pair(place)
         if size != len(data):
             raise PacketError(f"{size} bytes announced, {len(data)} sent")
-        self._machine.memory.write(vaddr, data)
+        memory = self._machine.memory
+        (memory.write_physical if self._physical else memory.write)(vaddr, data)
         return b"OK"
 
     def _check_live(self) -> None:

@@ -85,7 +85,7 @@ class Tracing:
         self.user = self.notes = b""
         self.started_us = self.stopped_us = 0
         self._machine = machine
-        self._arch = arch
+        self.arch = arch
         self._probes = probes
         self._agent = Agent(machine, arch, self.variables, lambda text: None)
         self._general = arch.names[: arch.numbers["st0"]]
@@ -159,7 +159,7 @@ class Tracing:
     def _register_action(self, mask: bytes) -> Callable[[Frame], None]:
         """The general and segment registers, which cost nothing, and what the mask names of the others."""
         wanted = int(mask, 16)
-        names = [name for number, name in enumerate(self._arch.names) if wanted >> number & 1 or name in self._general]
+        names = [name for number, name in enumerate(self.arch.names) if wanted >> number & 1 or name in self._general]
         read = self._machine.registers.read_many
 
         def perform(frame: Frame) -> None:
@@ -170,9 +170,9 @@ class Tracing:
     def _memory_action(self, base: int | None, offset: int, size: int) -> Callable[[Frame], None]:
         if size > MAX_MEMORY:
             raise PacketError(f"no more than {MAX_MEMORY} bytes at once")
-        if base is not None and base >= len(self._arch.registers):
+        if base is not None and base >= len(self.arch.registers):
             raise PacketError(f"no register {base}")
-        machine, name = self._machine, None if base is None else self._arch.registers[base].name
+        machine, name = self._machine, None if base is None else self.arch.registers[base].name
 
         def perform(frame: Frame) -> None:
             vaddr = offset + (machine.registers.read(name) if name is not None else 0)
@@ -260,7 +260,7 @@ class Tracing:
     def _follower(self, point: Tracepoint) -> Callable[[], bool]:
         """Collects after each of the instructions that follow a hit."""
         left = point.steps
-        pc = self._arch.pc
+        pc = self.arch.pc
 
         def step() -> bool:
             nonlocal left
@@ -279,7 +279,7 @@ class Tracing:
             self.stop(f"tpasscount:{point.number:x}")
 
     def _collect(self, point: Tracepoint, actions: list[Action], pc: int) -> None:
-        frame = Frame(self._arch, point.number, pc)
+        frame = Frame(self.arch, point.number, pc)
         failure = None
         for action in actions:
             failure = action.perform(frame)

@@ -84,6 +84,8 @@ def test_only_what_has_a_handler_is_announced(session: Session):
         "qXfer:threads:read+",
         "vContSupported+",
         "qXfer:features:read+",
+        "qXfer:memory-map:read+",
+        "qSearch:memory+",
         "binary-upload+",
         "swbreak+",
         "hwbreak+",

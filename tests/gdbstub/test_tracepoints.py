@@ -16,7 +16,7 @@ from gdbstub.tracebuffer import DEFAULT_SIZE, MAX_FRAMES, MAX_SIZE, Frame, Trace
 from probes.core import Kprobe
 from tests.support.tracing import Target
 
-ALL_REGISTERS = b"R" + b"FF" * 9
+ALL_REGISTERS = b"R" + b"FF" * 12
 ERROR = b"E01"
 
 

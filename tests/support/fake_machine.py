@@ -52,6 +52,8 @@ class FakeSymbol:
 
 
 class FakeMemory:
+    size = 0x40000
+
     def __init__(self) -> None:
         self.pages: dict[int, bytearray] = {}
 
@@ -141,6 +143,7 @@ class FakeMachine:
         self.conditions: dict[tuple[int, bool], Callable[[], bool] | None] = {}
         self.trap_client = None
         self.threads: set[int] = set()
+        self.stepped_into_interrupts = False
         self._stop = threading.Event()
 
     @property
@@ -175,7 +178,8 @@ class FakeMachine:
                 self._stop.wait(0.001)  # as an engine that leaves the interpreter lock to others
         return Interrupted(self.pc)
 
-    def step(self) -> Stop:
+    def step(self, *, into_interrupts: bool = False) -> Stop:
+        self.stepped_into_interrupts = into_interrupts
         self.threads.add(threading.get_ident())
         if self._stopped():
             return Interrupted(self.pc)

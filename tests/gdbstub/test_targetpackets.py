@@ -1,0 +1,215 @@
+"""What the packets about registers, memory and their description answer, byte by byte: fake machine and real one."""
+
+from __future__ import annotations
+
+import zlib
+from xml.etree import ElementTree
+
+import pytest
+
+from emu import boot_embedded
+from emu.arch import I386, I8086, X86_64, Arch
+from emu.iface import Step
+from emu.machine import Machine
+from gdbstub.session import Resume, Send, Session
+from tests.support.fake_machine import CODE, DATA, PAGE, PROGRAM, FakeMachine
+from tests.support.tiny import UNMAPPED, Tiny
+
+PAGED = 0x80000011
+
+
+def ask(session: Session, payload: bytes) -> bytes:
+    action = session.handle(payload)
+    assert isinstance(action, Send), action
+    return action.payloads[-1]
+
+
+def served(machine: Machine) -> Session:
+    return Session(machine, machine.registers.arch)
+
+
+@pytest.fixture
+def machine() -> FakeMachine:
+    return FakeMachine(X86_64)
+
+
+@pytest.fixture
+def session(machine: FakeMachine) -> Session:
+    return Session(machine, X86_64)
+
+
+def little(value: int, size: int) -> bytes:
+    return value.to_bytes(size, "little").hex().encode()
+
+
+# -------------------------------------------------------------------------------------------------------- description
+
+
+def test_the_description_is_that_of_the_moment_it_is_read(machine: FakeMachine, session: Session):
+    """A bare image that has entered another mode: registers, numbers and stop replies follow the description."""
+    machine.registers.arch = I386
+    machine.registers.values |= dict.fromkeys(I386.names, 0) | {"eip": CODE + 3}
+    assert ask(session, b"p10") == little(CODE, 8), "until it is read again, register 16 is rip"
+    assert b"<architecture>i386</architecture>" in ask(session, b"qXfer:features:read:target.xml:0,1000")
+    assert ask(session, b"p8") == little(CODE + 3, 4)
+    assert b"08:" + little(CODE + 3, 4) + b";" in ask(session, b"?")
+    assert len(ask(session, b"g")) == 2 * I386.packet_size
+
+
+def test_a_change_of_mode_is_told_once(machine: FakeMachine, session: Session):
+    """gdb cannot take another description in mid-session, but its user can connect again."""
+    machine.registers.arch = I8086
+    said, _ = session.stopped(Step(CODE))
+    assert "an i8086 now, and was an i386:x86-64" in bytes.fromhex(said[1:].decode()).decode()
+    assert len(session.stopped(Step(CODE))) == 1
+    machine.registers.arch = X86_64
+    assert len(session.stopped(Step(CODE))) == 1
+
+
+@pytest.mark.parametrize("arch", [I386, X86_64], ids=lambda arch: arch.name)
+@pytest.mark.parametrize("paged", [False, True])
+def test_the_memory_map_covers_every_address_once(arch: Arch, paged: bool):
+    """In order, without holes: gdb reads it once, and refuses what is not in it. RAM comes first without paging."""
+    machine = FakeMachine(arch)
+    machine.registers.values["cr0"] = PAGED if paged else 0x11
+    reply = ask(Session(machine, arch), b"qXfer:memory-map:read::0,1000")
+    regions = [
+        (region.get("type"), int(region.get("start", ""), 16), int(region.get("length", ""), 16))
+        for region in ElementTree.fromstring(reply.removeprefix(b"l").decode())
+    ]
+    end = 0
+    for kind, start, length in regions:
+        assert (kind, start) == ("ram", end)
+        end += length
+    assert end == 1 << (8 * arch.word_size)
+    assert regions[0][2] == (end // 2 if paged else machine.memory.size)
+    assert all(length < 1 << 64 for _, _, length in regions), "gdb reads 64 bits"
+
+
+# ------------------------------------------------------------------------------------------------------------- memory
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+def test_reads_end_where_the_mapped_pages_do(bits: int):
+    """In hex and binary, up to the last byte; from the first one that is missing, E14."""
+    session = served(Tiny(bits, "hlt").machine)
+    last = UNMAPPED - 6
+    assert ask(session, b"m%x,10" % last) == b"00" * 6
+    assert ask(session, b"x%x,10" % last) == b"b" + bytes(6)
+    for payload in (b"m%x,4", b"x%x,4", b"M%x,1:00", b"X%x,1:0"):
+        assert ask(session, payload % UNMAPPED) == b"E14"
+
+
+def test_x_begins_with_b_and_is_shortened_to_the_packet():
+    """gdb (not lldb) wants the letter, also before nothing: `x addr,0` asks whether the packet is known."""
+    machine = FakeMachine(X86_64)
+    machine.memory.map(DATA, b"}#$*" * 64)
+    session = Session(machine, X86_64, packet_size=0x100)
+    assert ask(session, b"x%x,0" % DATA) == b"b"
+    reply = ask(session, b"x%x,100" % DATA)
+    data = reply.removeprefix(b"b")
+    assert 0 < len(data) <= 0x7F
+    assert (b"}#$*" * 64).startswith(data)
+
+
+def test_a_pattern_is_found_across_portions(machine: FakeMachine, session: Session):
+    """Every start of every place it may have around the borders of what is read at once."""
+    for page in range(0x100000 // PAGE, 0x100000 // PAGE + 0x21):
+        machine.memory.map(page * PAGE)
+    for at in (0x100000, 0x10FFFD, 0x10FFFF, 0x110000, 0x120FFC):
+        machine.memory.write(at, b"#;:}")
+        assert ask(session, b"qSearch:memory:100000;21000;#;:}") == b"1,%x" % at
+        machine.memory.write(at, bytes(4))
+    assert ask(session, b"qSearch:memory:100000;21000;#;:}") == b"0"
+
+
+@pytest.mark.parametrize(
+    ("payload", "reply"),
+    [
+        (b"qSearch:memory:20000;12;guest", b"1,2000c"),
+        (b"qSearch:memory:20000;10;guest", b"0"),  # it ends behind the range
+        (b"qSearch:memory:20fff;10;x", b"E14"),
+        (b"qSearch:memory:20000;10;", b"E01"),
+        (b"qSearch:memory:20000;fffffffffff;x", b"E01"),
+        (b"qSearch:memory:20000", b"E01"),
+        (b"qCRC:20fff,10", b"E14"),
+        (b"qCRC:20000,fffffffffff", b"E01"),
+        (b"qCRC:20000", b"E01"),
+    ],
+)
+def test_search_and_checksum_know_their_bounds(session: Session, payload: bytes, reply: bytes):
+    """Of the range, of memory and of what is reasonable."""
+    assert ask(session, payload) == reply
+
+
+def test_the_checksum_is_gdbs(machine: FakeMachine, session: Session):
+    """Against gdb's own way of computing it (gdbsupport: xcrc32), over more than is read at once."""
+    crc = 0xFFFFFFFF
+    for byte in PROGRAM + bytes(PAGE - len(PROGRAM)):
+        crc ^= byte << 24
+        for _ in range(8):
+            crc = (crc << 1 ^ 0x04C11DB7 if crc & 1 << 31 else crc << 1) & 0xFFFFFFFF
+    assert ask(session, b"qCRC:%x,%x" % (CODE, PAGE)) == b"C%x" % crc
+    assert ask(session, b"qCRC:10000,0") == b"Cffffffff"
+    assert zlib.crc32(b"123456789") != crc
+
+
+# ----------------------------------------------------------------------------------------------------- QEMU's packets
+
+
+def test_physical_memory_mode_goes_past_the_page_tables():
+    """Reads, writes and searches; until it is switched off."""
+    guest = Tiny(64, "hlt")
+    session, beyond = served(guest.machine), UNMAPPED + 0x1000
+    guest.machine.ram.write(beyond, b"physical")
+    assert (ask(session, b"qqemu.PhyMemMode"), ask(session, b"m%x,8" % beyond)) == (b"0", b"E14")
+    assert ask(session, b"Qqemu.PhyMemMode:1") == b"OK"
+    assert ask(session, b"qqemu.PhyMemMode") == b"1"
+    assert bytes.fromhex(ask(session, b"m%x,8" % beyond).decode()) == b"physical"
+    assert ask(session, b"X%x,2:PH" % beyond) == b"OK"
+    assert ask(session, b"qSearch:memory:0;400000;PHys") == b"1,%x" % beyond
+    assert ask(session, b"m%x,10" % (guest.machine.ram.size - 4)) == b"00" * 4
+    assert ask(session, b"m%x,4" % guest.machine.ram.size) == b"E14"
+    assert ask(session, b"Qqemu.PhyMemMode:0") == b"OK"
+    assert ask(session, b"m%x,8" % beyond) == b"E14"
+
+
+def test_a_step_enters_an_interrupt_only_when_it_may():
+    """QEMU's NOIRQ, on by default; the bits are read back as they were set."""
+    session = Session(machine := FakeMachine(X86_64), X86_64)
+    assert ask(session, b"qqemu.sstepbits") == b"ENABLE=1,NOIRQ=2,NOTIMER=4"
+    assert ask(session, b"qqemu.sstep") == b"0x7"
+    session.advance(Resume(step=True))
+    assert not machine.stepped_into_interrupts
+    for payload in (b"Qqemu.sstep=0x5", b"Qqemu.sstep:5"):
+        assert ask(session, payload) == b"OK"
+    assert ask(session, b"qqemu.sstep") == b"0x5"
+    session.advance(Resume(step=True))
+    assert machine.stepped_into_interrupts
+    for wrong in (b"Qqemu.sstep=0", b"Qqemu.sstep=6", b"Qqemu.sstep=8", b"Qqemu.sstep=", b"Qqemu.sstep=-1"):
+        assert ask(session, wrong) == b"E01", wrong
+    assert ask(session, b"qqemu.Supported") == b"sstepbits;sstep;PhyMemMode"
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+def test_a_step_into_an_interrupt_stands_at_its_handler(bits: int):
+    """With nothing executed; the default step from there goes on with the handler, one without is past both."""
+    machine = boot_embedded(bits, "loop")
+    machine.run(2_000_000)
+    deadline = machine.clock.next_deadline_ns()
+    assert deadline is not None
+    machine.run(deadline - machine.clock.now_ns)
+    moment, start, done = machine.snapshot(), machine.cpu.pc, machine.instructions
+    assert machine.step(into_interrupts=True) == Step(machine.cpu.pc)
+    assert machine.instructions == done
+    handler = machine.symbols.find(machine.cpu.pc)
+    assert handler is not None
+    assert machine.cpu.gpr[4] != 0
+    frame = int.from_bytes(machine.memory.read(machine.cpu.gpr[4], bits // 8), "little")
+    assert frame == start
+    machine.restore(moment)
+    machine.step()
+    assert machine.instructions > done + 1, "the handler has run"
+    found = machine.symbols.find(machine.cpu.pc)
+    assert found is not None
+    assert found[0] != handler[0]
