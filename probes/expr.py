@@ -1,81 +1,37 @@
-"""Fetch arguments: `+0($arg2):string` becomes a small tree, or the kernel's error with its column.
+"""Fetch arguments: `name=+0($arg2):string` becomes a small tree with a type, or the kernel's error with its column.
 
-Rules: pure; used by `probes.spec`, evaluated by `probes.fetch`. Limits and texts are Linux 6.12's.
+Rules: pure; used by `probes.spec`, evaluated by `probes.fetch`. The order of checks, the columns and the limits are
+those of traceprobe_parse_probe_arg() and what it calls (kernel/trace/trace_probe.c, Linux 6.12): it compiles into 16
+fetch instructions and reports at an offset it moves along, so both are followed here.
 """
 
 from __future__ import annotations
 
-import enum
-import errno as errno_module
-from dataclasses import dataclass
+import errno as numbers
+import re
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
 from typing import Final, NoReturn, TypeAlias
 
 from probes.arch import Convention
-from probes.errors import ProbeError
+from probes.btf import Btf, Kind, Parameter, Type
+from probes.fetchtypes import STRINGS, FetchType, find_type
+from probes.numbers import NumberError, kstrtol, kstrtoul, simple_strtoul
+from probes.refusals import Refusal
 
 MAX_TEXT: Final = 63  # MAX_ARGSTR_LEN
+MAX_ARG_NAME: Final = 32
 MAX_ARRAY: Final = 64  # MAX_ARRAY_LEN
-# 16 fetch instructions, of which store and end take two: what is left for one load and its dereferences.
-_MAX_OPS: Final = 15
-_STACK_WORDS: Final = 16384  # THREAD_SIZE in bytes; $stackN and $argN stay inside it
-
-
-class Refusal(enum.Enum):
-    """The errors of kernel/trace/trace_probe.h that a kprobe definition can meet: text and errno."""
-
-    MAXACT_NO_KPROBE = ("Maxactive is not for kprobe", errno_module.EINVAL)
-    BAD_MAXACT = ("Invalid maxactive number", errno_module.EINVAL)
-    MAXACT_TOO_BIG = ("Maxactive is too big", errno_module.EINVAL)
-    BAD_PROBE_ADDR = ("Invalid probed address or symbol", errno_module.EINVAL)
-    NON_UNIQ_SYMBOL = ("The symbol is not unique", errno_module.EINVAL)
-    BAD_RETPROBE = ("Retprobe address must be an function entry", errno_module.EINVAL)
-    BAD_ADDR_SUFFIX = ("Invalid probed address suffix", errno_module.EINVAL)
-    NO_GROUP_NAME = ("Group name is not specified", errno_module.EINVAL)
-    GROUP_TOO_LONG = ("Group name is too long", errno_module.EINVAL)
-    BAD_GROUP_NAME = ("Group name must follow the same rules as C identifiers", errno_module.EINVAL)
-    NO_EVENT_NAME = ("Event name is not specified", errno_module.EINVAL)
-    EVENT_TOO_LONG = ("Event name is too long", errno_module.EINVAL)
-    BAD_EVENT_NAME = ("Event name must follow the same rules as C identifiers", errno_module.EINVAL)
-    EVENT_EXIST = ("Given group/event name is already used by another event", errno_module.EEXIST)
-    RETVAL_ON_PROBE = ("$retval is not available on probe", errno_module.EINVAL)
-    BAD_STACK_NUM = ("Invalid stack number", errno_module.EINVAL)
-    BAD_ARG_NUM = ("Invalid argument number", errno_module.EINVAL)
-    BAD_VAR = ("Invalid $-variable specified", errno_module.EINVAL)
-    BAD_REG_NAME = ("Invalid register name", errno_module.EINVAL)
-    BAD_MEM_ADDR = ("Invalid memory address", errno_module.EINVAL)
-    BAD_IMM = ("Invalid immediate value", errno_module.EINVAL)
-    IMMSTR_NO_CLOSE = ("String is not closed with '\"'", errno_module.EINVAL)
-    FILE_ON_KPROBE = ("File offset is not available with kprobe", errno_module.EINVAL)
-    TOO_MANY_OPS = ("Dereference is too much nested", errno_module.EINVAL)
-    DEREF_NEED_BRACE = ("Dereference needs a brace", errno_module.EINVAL)
-    BAD_DEREF_OFFS = ("Invalid dereference offset", errno_module.EINVAL)
-    DEREF_OPEN_BRACE = ("Dereference brace is not closed", errno_module.EINVAL)
-    COMM_CANT_DEREF = ("$comm can not be dereferenced", errno_module.EINVAL)
-    BAD_FETCH_ARG = ("Invalid fetch argument", errno_module.EINVAL)
-    ARRAY_NO_CLOSE = ("Array is not closed", errno_module.EINVAL)
-    BAD_ARRAY_SUFFIX = ("Array has wrong suffix", errno_module.EINVAL)
-    BAD_ARRAY_NUM = ("Invalid array size", errno_module.EINVAL)
-    ARRAY_TOO_BIG = ("Array number is too big", errno_module.EINVAL)
-    BAD_TYPE = ("Unknown type is specified", errno_module.EINVAL)
-    BAD_STRING = ("String accepts only memory argument", errno_module.EINVAL)
-    BAD_SYMSTRING = ("Symbol String doesn't accept data/userdata", errno_module.EINVAL)
-    BAD_BITFIELD = ("Invalid bitfield", errno_module.EINVAL)
-    ARG_NAME_TOO_LONG = ("Argument name is too long", errno_module.EINVAL)
-    NO_ARG_NAME = ("Argument name is not specified", errno_module.EINVAL)
-    BAD_ARG_NAME = ("Argument name must follow the same rules as C identifiers", errno_module.EINVAL)
-    USED_ARG_NAME = ("This argument name is already used", errno_module.EINVAL)
-    ARG_TOO_LONG = ("Argument expression is too long", errno_module.E2BIG)
-    NO_ARG_BODY = ("No argument expression", errno_module.EINVAL)
-    NOFENTRY_ARGS = ("$arg* can be used only on function entry or exit", errno_module.EINVAL)
-    NOSUP_BTFARG = ("BTF is not available or not supported", errno_module.EOPNOTSUPP)
-
-    @property
-    def text(self) -> str:
-        return self.value[0]
-
-    @property
-    def errno(self) -> int:
-        return self.value[1]
+MAX_EVENT_SIZE: Final = 3072  # MAX_PROBE_EVENT_SIZE, bytes of all fields
+_LAST_OP: Final = 15  # FETCH_INSN_MAX - 1, the end marker's place
+_STACK_BYTES: Final = {64: 16384, 32: 8192}  # THREAD_SIZE; $stackN and $argN stay inside it
+RESERVED_NAMES: Final = frozenset(
+    (
+        *("common_type", "common_flags", "common_preempt_count", "common_pid", "common_tgid"),
+        *("__probe_ip", "__probe_ret_ip", "__probe_func"),
+    )
+)
+IDENTIFIER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 
 # ---------------------------------------------------------------------------------------------------- the tree's nodes
@@ -98,9 +54,10 @@ class StackWord:
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """`$argN`, from 1."""
+    """`$argN`, from 1; `saved`: of a return probe, which keeps it from the entry."""
 
     number: int
+    saved: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,15 +82,25 @@ class ImmediateText:
 
 @dataclass(frozen=True, slots=True)
 class SymbolAddress:
-    """Where `symbol` lies, plus an offset; memory is read through a Deref around it."""
+    """Where `symbol` lies, plus an offset; memory is read through a Deref around it.
+
+    `offset` is None where the text behind the name is no number: the kernel finds out when it looks the symbol up.
+    """
 
     symbol: str
+    offset: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class FileOffset:
+    """Of a uprobe: where the probed file's byte `offset` is mapped; memory is read through a Deref around it."""
+
     offset: int
 
 
 @dataclass(frozen=True, slots=True)
 class Deref:
-    """The memory at `inner` + `offset`; `user`: the program's, where the architecture tells the two apart."""
+    """The memory at `inner` + `offset`; `user`: it must be the program's (+u), which a kernel probe can ask for."""
 
     inner: Node
     offset: int
@@ -150,28 +117,9 @@ Node: TypeAlias = (
     | Immediate
     | ImmediateText
     | SymbolAddress
+    | FileOffset
     | Deref
 )
-
-# ----------------------------------------------------------------------------------------------------------- the types
-
-STRINGS: Final = frozenset(("string", "ustring"))
-_SIZES: Final = {f"{kind}{bits}": bits // 8 for kind in "usx" for bits in (8, 16, 32, 64)} | {"char": 1}
-
-
-@dataclass(frozen=True, slots=True)
-class FetchType:
-    """How fetched bytes are read and shown.
-
-    `name` is u8..x64, char, symbol, symstr, string or ustring; `size` is in bytes (a string's is 0). A bitfield is
-    `width` bits from bit `low` of a container of `size` bytes; `count` is an array's length, 0 for a scalar.
-    """
-
-    name: str
-    size: int
-    width: int = 0
-    low: int = 0
-    count: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,225 +132,503 @@ class FetchArg:
     type: FetchType
 
     @property
-    def symbols(self) -> list[str]:
-        """Data symbols it needs."""
+    def leaf(self) -> Node:
+        """What its dereferences start from."""
         node = self.node
         while isinstance(node, Deref):
             node = node.inner
-        return [node.symbol] if isinstance(node, SymbolAddress) else []
+        return node
+
+    @property
+    def symbol(self) -> SymbolAddress | None:
+        """The data symbol it needs."""
+        leaf = self.leaf
+        return leaf if isinstance(leaf, SymbolAddress) else None
+
+    @property
+    def saved_argument(self) -> int | None:
+        """The number of the function's argument that is to be kept at the entry for it."""
+        leaf = self.leaf
+        return leaf.number if isinstance(leaf, Argument) and leaf.saved else None
 
 
-@dataclass(frozen=True, slots=True)
-class Body:
-    """An argument's text and what it may refer to."""
+class Fault(Exception):
+    """A refusal `offset` characters into the argument at hand; `spec` makes a ProbeError of it."""
 
-    text: str
-    is_entry: bool
-    is_return: bool
-    convention: Convention
-
-
-def parse_number(text: str) -> int | None:
-    """kstrtol(base 0): 0x hexadecimal, leading 0 octal, else decimal; one sign; None for anything else."""
-    digits = text[1:] if text[:1] in ("-", "+") else text
-    lowered = digits.lower()
-    base = 16 if lowered.startswith("0x") else 8 if lowered.startswith("0") and len(digits) > 1 else 10
-    alphabet = "0123456789abcdef"[:base]
-    body = lowered[2:] if base == 16 else lowered
-    if not body or any(character not in alphabet for character in body):
-        return None
-    value = int(body, base)
-    if value >= 1 << 64:
-        return None
-    return -value if text[0] == "-" else value
+    def __init__(self, refusal: Refusal, offset: int, errno: int | None = None, hint: str | None = None) -> None:
+        super().__init__(refusal.text)
+        self.refusal = refusal
+        self.offset = offset
+        self.errno = errno
+        self.hint = hint
 
 
-def parse_body(body: Body, name: str) -> FetchArg:
-    """The part after `NAME=`; ProbeError whose column is relative to that part."""
-    if len(body.text) > MAX_TEXT:
-        _fail(0, Refusal.ARG_TOO_LONG)
-    if not body.text:
-        _fail(0, Refusal.NO_ARG_BODY)
-    source, type_column, type_text, count = _split_type(body.text)
-    if source in ("$comm", "$COMM") or source.startswith('\\"'):
-        if count or type_text not in (None, "string"):
-            _fail(type_column, Refusal.BAD_TYPE)
-        fetch_type = FetchType("string", 0)
+# ------------------------------------------------------------------------------------------------- what is known there
+
+
+class Context:
+    """What an argument may refer to at its probe point.
+
+    `kernel` or a program (uprobe); at a function's entry, at its return, or neither. `types` is the kernel's BTF and
+    `function` the name to look up there; where there is none, `no_types` says why, for a person.
+    """
+
+    def __init__(
+        self,
+        convention: Convention,
+        *,
+        kernel: bool = True,
+        is_entry: bool = False,
+        is_return: bool = False,
+        types: Btf | None = None,
+        no_types: str | None = None,
+        function: str | None = None,
+    ) -> None:
+        self.convention = convention
+        self.kernel = kernel
+        self.is_return = is_return
+        self.at_entry = kernel and is_entry and not is_return
+        self.at_return = kernel and is_return
+        self.types = types
+        self.no_types = no_types
+        self.function = function
+        self._prototype: Type | None = None
+
+    @property
+    def asked(self) -> bool:
+        """Whether the prototype has been asked for and found, which changes what the kernel says next."""
+        return self._prototype is not None
+
+    def prototype(self) -> Type | None:
+        """The function's FUNC_PROTO, None where BTF does not know it."""
+        if self._prototype is None and self.types is not None and self.function is not None:
+            function = self.types.find(self.function, Kind.FUNC)
+            found = None if function is None else self.types.prototype(function)
+            self._prototype = found if found is not None and found.kind is Kind.FUNC_PROTO else None
+        return self._prototype
+
+    def parameters(self) -> list[Parameter]:
+        prototype = self.prototype()
+        return [] if prototype is None or self.types is None else self.types.parameters(prototype)
+
+
+# --------------------------------------------------------------------------------------------------------- the parser
+
+
+def parse_argument(text: str, index: int, context: Context, used: AbstractSet[str], size: int) -> FetchArg:
+    """Argument `index` (from 1) of a definition; those before it have the names `used` and `size` bytes. Fault."""
+    name, equals, body = text.partition("=")
+    if equals:
+        if len(name) > MAX_ARG_NAME:
+            raise Fault(Refusal.ARG_NAME_TOO_LONG, 0)
+        if not name:
+            raise Fault(Refusal.NO_ARG_NAME, 0)
     else:
-        fetch_type = _type(type_text, type_column, count, body.convention)
-    node = _Expression(body).parse(source, 0, depth=0)
-    _check_type(node, fetch_type, type_column)
-    return FetchArg(name, body.text, node, fetch_type)
+        body = text
+        name = _own_name(text, index, context)
+    if not IDENTIFIER.match(name):
+        raise Fault(Refusal.BAD_ARG_NAME, 0)
+    if name in RESERVED_NAMES or name in used:
+        raise Fault(Refusal.USED_ARG_NAME, 0)
+    return _Body(body, len(text) - len(body), context).parse(name, size)
 
 
-def _fail(column: int, refusal: Refusal, errno: int | None = None) -> NoReturn:
-    raise ProbeError(errno or refusal.errno, refusal.text, column=column, token=refusal.name)
+def _own_name(text: str, index: int, context: Context) -> str:
+    """A BTF variable's own name, else argN."""
+    name = text.partition(":")[0]
+    return name if context.types is not None and IDENTIFIER.match(name) else f"arg{index}"
 
 
-def _split_type(text: str) -> tuple[str, int, str | None, int]:
-    """Expression, column of the type, type without its array suffix (None where absent), array length."""
-    source, colon, type_text = text.partition(":")
-    if not colon:
-        return source, 0, None, 0
-    column = len(source) + 1
-    type_text, bracket, suffix = type_text.partition("[")
-    if not bracket:
-        return source, column, type_text, 0
-    at = column + len(type_text) + 1
-    number, closing, rest = suffix.partition("]")
-    if not closing:
-        _fail(at + len(suffix), Refusal.ARRAY_NO_CLOSE)
-    if rest:
-        _fail(at + len(number) + 1, Refusal.BAD_ARRAY_SUFFIX)
-    count = parse_number(number)
-    if count is None or count <= 0:
-        _fail(at, Refusal.BAD_ARRAY_NUM)
-    if count > MAX_ARRAY:
-        _fail(at, Refusal.ARRAY_TOO_BIG)
-    return source, column, type_text, count
+class _Body:
+    """One argument's expression and type.
 
+    `offset` is ctx->offset, where the next error points; `_ops` counts fetch instructions from 0, as `code` points to
+    them; the last type and bit position are those of the BTF variable or field that was read last.
+    """
 
-def _type(text: str | None, column: int, count: int, convention: Convention) -> FetchType:
-    if text is None:
-        return FetchType(f"x{convention.bits}", convention.word, count=count)
-    if text in STRINGS:
-        return FetchType(text, 0, count=count)
-    if text in ("symbol", "symstr"):
-        return FetchType(text, convention.word, count=count)
-    if text in _SIZES:
-        return FetchType(text, _SIZES[text], count=count)
-    if text.startswith("b") and "/" in text:
-        return _bitfield(text, column, count)
-    return _fail(column, Refusal.BAD_TYPE)
+    def __init__(self, text: str, offset: int, context: Context) -> None:
+        self._text = text
+        self._offset = offset
+        self._context = context
+        self._convention = context.convention
+        self._ops = 0
+        self._last_type: Type | None = None
+        self._bit_offset = 0
+        self._bit_size = 0
 
+    def parse(self, name: str, size: int) -> FetchArg:
+        if len(self._text) > MAX_TEXT:
+            self._fail(Refusal.ARG_TOO_LONG)
+        if not self._text:
+            self._fail(Refusal.NO_ARG_BODY)
+        source, type_text, count = self._split_type()
+        fetch_type = self._type(source, type_text, count)
+        node = self._expression(source)
+        if self._last_type is not None:
+            if type_text is None:
+                fetch_type = replace(self._type_of_variable(self._last_type), count=count)
+            elif "string" in type_text:
+                node = self._string_of_variable(node, self._last_type, type_text)
+        if size + fetch_type.field_size > MAX_EVENT_SIZE:
+            self._fail(Refusal.EVENT_TOO_BIG)
+        fetch_type = self._finish(node, fetch_type, type_text, len(source) + 1)
+        return FetchArg(name, self._text, node, fetch_type)
 
-def _bitfield(text: str, column: int, count: int) -> FetchType:
-    """b<width>@<offset>/<container>."""
-    field, _, container_text = text[1:].partition("/")
-    container = parse_number(container_text)
-    if container not in (8, 16, 32, 64):
-        _fail(column, Refusal.BAD_TYPE)
-    width_text, at, low_text = field.partition("@")
-    width, low = parse_number(width_text), parse_number(low_text)
-    if not at or width is None or low is None or width <= 0 or low < 0 or width + low > container:
-        _fail(column, Refusal.BAD_BITFIELD)
-    return FetchType(f"u{container}", container // 8, width=width, low=low, count=count)
+    def _fail(self, refusal: Refusal, beyond: int = 0, errno: int | None = None) -> NoReturn:
+        raise Fault(refusal, self._offset + beyond, errno)
 
+    def _next_op(self, errno: int | None = None) -> None:
+        """++code, of which the last is taken."""
+        self._ops += 1
+        if self._ops == _LAST_OP:
+            self._fail(Refusal.TOO_MANY_OPS, errno=errno)
 
-def _check_type(node: Node, fetch_type: FetchType, type_column: int) -> None:
-    if fetch_type.name in STRINGS and not isinstance(node, Deref | Comm | Immediate | ImmediateText):
-        _fail(type_column, Refusal.BAD_STRING)
-    if fetch_type.count and not isinstance(node, Deref):
-        # Arrays are read from memory only; the kernel says so with the string's words.
-        _fail(type_column, Refusal.BAD_STRING)
+    # --------------------------------------------------------------------------------------------------------- types
 
+    def _split_type(self) -> tuple[str, str | None, int]:
+        """Expression, type without its array suffix (None where absent), array length."""
+        source, colon, type_text = self._text.partition(":")
+        if not colon:
+            return source, None, 0
+        type_text, bracket, suffix = type_text.partition("[")
+        if not bracket:
+            return source, type_text, 0
+        at = len(source) + 1 + len(type_text) + 1
+        number, closing, rest = suffix.partition("]")
+        if not closing:
+            self._fail(Refusal.ARRAY_NO_CLOSE, at + len(suffix))
+        if rest:
+            self._fail(Refusal.BAD_ARRAY_SUFFIX, at + len(number) + 1)
+        try:
+            count = kstrtoul(number, 32)
+        except NumberError:
+            count = 0
+        if not count:
+            self._fail(Refusal.BAD_ARRAY_NUM, at)
+        if count > MAX_ARRAY:
+            self._fail(Refusal.ARRAY_TOO_BIG, at)
+        return source, type_text, count
 
-class _Expression:
-    """Recursive descent over one fetch expression; columns are within the argument's body."""
+    def _type(self, source: str, text: str | None, count: int) -> FetchType:
+        word, column = self._convention.word, 0 if text is None else len(source) + 1
+        if source in ("$comm", "$COMM") or source.startswith('\\"'):
+            if count or text not in (None, "string"):
+                self._fail(Refusal.NEED_STRING_TYPE, column)
+            text = "string"
+        if text is None:
+            return FetchType(f"x{self._convention.bits}", word, count=count)
+        if not self._context.kernel and text in ("symbol", "symstr"):
+            self._fail(Refusal.BAD_TYPE, column)
+        found = find_type(_container(text) if text.startswith("b") else text, word, count)
+        if found is None:
+            self._fail(Refusal.BAD_TYPE, column)
+        return found
 
-    def __init__(self, body: Body) -> None:
-        self._body = body
+    def _finish(self, node: Node, fetch_type: FetchType, text: str | None, column: int) -> FetchType:
+        """finalize_fetch_insn(): whether the type goes with what was fetched last, and room for what stores it."""
+        stores_string = fetch_type.is_string
+        if stores_string:
+            self._check_string(node, fetch_type, column)
+            if fetch_type.name == "symstr" or fetch_type.count or not isinstance(node, Deref):
+                self._next_op()
+        elif not isinstance(node, Deref):
+            self._next_op(numbers.E2BIG)
+        if text is not None and text.startswith("b"):
+            fetch_type = self._bitfield(fetch_type, text, column)
+        elif text is None and self._last_type is not None and (self._bit_size % 8 or self._bit_offset):
+            self._next_op()
+            fetch_type = replace(fetch_type, width=self._bit_size, low=self._bit_offset)
+        if fetch_type.count:
+            from_memory = isinstance(node, Deref) and (fetch_type.name in STRINGS or not (stores_string or node.user))
+            if not from_memory and not (fetch_type.name in STRINGS and isinstance(node, Immediate)):
+                self._fail(Refusal.BAD_STRING, column)
+            self._next_op(numbers.E2BIG)
+        return fetch_type
 
-    def parse(self, text: str, column: int, depth: int) -> Node:
+    def _check_string(self, node: Node, fetch_type: FetchType, column: int) -> None:
+        if fetch_type.name == "symstr":
+            fits = isinstance(node, Register | StackWord | ReturnValue) or (
+                not node.saved if isinstance(node, Argument) else isinstance(node, Deref) and not node.user
+            )
+            if not fits:
+                self._fail(Refusal.BAD_SYMSTRING, column)
+        elif not isinstance(node, Deref | Immediate | Comm | ImmediateText):
+            self._fail(Refusal.BAD_STRING, column)
+
+    def _bitfield(self, fetch_type: FetchType, text: str, column: int) -> FetchType:
+        """b<width>@<offset>/<container>."""
+        width, rest = simple_strtoul(text[1:])
+        low, end = simple_strtoul(rest[1:])
+        bits = 8 * fetch_type.size
+        self._ops += 1
+        fits = (width + low) % (1 << 64) <= bits  # as unsigned long adds
+        if not width or rest[:1] != "@" or end == rest[1:] or end[:1] != "/" or self._ops == _LAST_OP or not fits:
+            self._fail(Refusal.BAD_BITFIELD, column)
+        return replace(fetch_type, width=min(width, bits), low=min(low, bits))
+
+    # --------------------------------------------------------------------------------------------------- expressions
+
+    def _expression(self, text: str) -> Node:
+        """parse_probe_arg(): recursive descent."""
         match text[:1]:
             case "$":
-                return self._variable(text[1:], column)
+                return self._variable(text)
             case "%":
-                return self._register(text[1:], column)
+                return self._register(text[1:])
             case "@":
-                return self._memory(text[1:], column, depth)
+                return self._memory(text[1:])
             case "+" | "-":
-                return self._dereference(text, column, depth)
+                return self._dereference(text)
             case "\\":
-                return self._immediate(text[1:], column + 1)
-            case first if first.isalpha() or first == "_":
-                if self._body.is_entry or self._body.is_return:
-                    _fail(column, Refusal.NOSUP_BTFARG)
-                _fail(column, Refusal.NOSUP_BTFARG, errno_module.EINVAL)
-        return _fail(column, Refusal.BAD_FETCH_ARG)
+                return self._immediate(text[1:])
+            case first if first.isalpha() or first == "_" or first > "\x7f":  # the kernel sees Latin-1 letters in UTF-8
+                if not (self._context.at_entry or self._context.at_return):
+                    self._fail(Refusal.NOSUP_BTFARG)
+                return self._btf_variable(text)
+        return self._fail(Refusal.BAD_FETCH_ARG)
 
-    def _variable(self, name: str, column: int) -> Node:
+    def _variable(self, text: str) -> Node:
+        name, context = text[1:], self._context
         if name.startswith("retval"):
-            if not self._body.is_return:
-                _fail(column, Refusal.RETVAL_ON_PROBE)
-            return ReturnValue()
-        if name in ("comm", "COMM"):
-            return Comm()
+            if not context.is_return:
+                self._fail(Refusal.RETVAL_ON_PROBE)
+            return ReturnValue() if not context.kernel or context.types is None else self._btf_variable(text)
         if name == "stack":
             return StackPointer()
-        if name.startswith("stack") and name[5:].isdecimal() and name[5:].isascii():
-            number = int(name[5:])
-            if number > _STACK_WORDS // self._body.convention.word:
-                _fail(column, Refusal.BAD_STACK_NUM)
-            return StackWord(number)
-        if name.startswith("arg"):
-            return self._argument(name[3:], column)
-        return _fail(column, Refusal.BAD_VAR)
+        if name.startswith("stack"):
+            number = self._number_in(name[5:])
+            if number > self._stack_words and context.kernel:
+                self._fail(Refusal.BAD_STACK_NUM)
+            return StackWord(number & 0xFFFF_FFFF)
+        if name in ("comm", "COMM"):
+            return Comm()
+        if not name.startswith("arg"):
+            self._fail(Refusal.BAD_VAR)
+        if name == "arg*":  # left here by `spec` where no BTF tells the parameters
+            raise Fault(Refusal.BAD_VAR, self._offset, hint=context.no_types or Refusal.NO_BTF_ENTRY.text)
+        number = self._number_in(name[3:].removeprefix("+"))
+        if not 0 < number <= self._stack_words:
+            self._fail(Refusal.BAD_ARG_NUM)
+        if not (context.at_entry or context.at_return):
+            self._fail(Refusal.NOFENTRY_ARGS)
+        return Argument(number, saved=context.at_return)
 
-    def _argument(self, digits: str, column: int) -> Node:
-        if not (digits.isdecimal() and digits.isascii()):
-            _fail(column, Refusal.BAD_VAR, errno_module.ENOENT)  # measured: EINVAL everywhere else
-        number = int(digits)
-        if not number or number > _STACK_WORDS // self._body.convention.word:
-            _fail(column, Refusal.BAD_ARG_NUM)
-        if not (self._body.is_entry or self._body.is_return):
-            _fail(column, Refusal.NOFENTRY_ARGS)
-        return Argument(number)
+    def _number_in(self, digits: str) -> int:
+        """The decimal N of $stackN and $argN."""
+        if not "0" <= digits[:1] <= "9":
+            self._fail(Refusal.BAD_VAR)
+        try:
+            return kstrtoul(digits, self._convention.bits, 10)
+        except NumberError:
+            return self._fail(Refusal.BAD_VAR)
 
-    def _register(self, name: str, column: int) -> Node:
-        convention = self._body.convention
+    @property
+    def _stack_words(self) -> int:
+        return _STACK_BYTES[self._convention.bits] // self._convention.word
+
+    def _register(self, name: str) -> Node:
+        convention = self._convention
         if name not in convention.registers and name not in ("ip", "flags", "orig_ax", *convention.segments):
-            _fail(column, Refusal.BAD_REG_NAME)
+            self._fail(Refusal.BAD_REG_NAME)
         return Register(name)
 
-    def _memory(self, text: str, column: int, depth: int) -> Node:
-        if text[:1].isdecimal():
-            value = parse_number(text)
-            if value is None:
-                _fail(column, Refusal.BAD_MEM_ADDR)
-            self._room(depth + 2, column)
-            return Deref(Immediate(value), 0, user=False)
-        if text.startswith("+"):
-            _fail(column, Refusal.FILE_ON_KPROBE)
-        self._room(depth + 3, column)
-        sign = max(text.rfind("+"), text.rfind("-"))
-        if sign < 0:
-            return Deref(SymbolAddress(text, 0), 0, user=False)
-        offset = parse_number(text[sign:])
-        if offset is None:
-            return Deref(SymbolAddress(text, 0), 0, user=False)  # refused when the symbol is looked up
-        return Deref(SymbolAddress(text[:sign], offset), 0, user=False)
+    def _memory(self, text: str) -> Node:
+        """@ADDRESS, @+FILEOFFSET, @SYMBOL[+|-N]."""
+        inner: Node
+        bits = self._convention.bits
+        if "0" <= text[:1] <= "9":
+            try:
+                inner = Immediate(kstrtoul(text, bits))
+            except NumberError as error:
+                self._fail(Refusal.BAD_MEM_ADDR, errno=error.errno)
+        elif text.startswith("+"):
+            if self._context.kernel:
+                self._fail(Refusal.FILE_ON_KPROBE)
+            try:
+                inner = FileOffset(kstrtol(text[1:], bits))
+            except NumberError as error:
+                self._fail(Refusal.BAD_FILE_OFFS, errno=error.errno)
+        else:
+            if not self._context.kernel:
+                self._fail(Refusal.SYM_ON_UPROBE)
+            inner = _symbol_address(text, bits)
+            self._next_op()
+        self._next_op()
+        return Deref(inner, 0, user=False)
 
-    def _dereference(self, text: str, column: int, depth: int) -> Node:
+    def _dereference(self, text: str) -> Node:
         user = text[1:2] == "u"
-        digits_at = 2 if user else 1
-        brace = text.find("(")
-        if brace < 0:
-            _fail(column, Refusal.DEREF_NEED_BRACE)
-        offset = parse_number(text[digits_at:brace])
-        if offset is None or text[digits_at : digits_at + 1] in ("+", "-"):
-            _fail(column, Refusal.BAD_DEREF_OFFS)
-        inner_column = column + brace + 1
-        inner_text, closing, _ = text[brace + 1 :].rpartition(")")
+        if user:
+            text = text[0] + text[2:]
+        shown = text.removeprefix("+")
+        number, brace, rest = shown.partition("(")
+        if not brace:
+            self._fail(Refusal.DEREF_NEED_BRACE)
+        try:
+            offset = kstrtol(number, self._convention.bits)
+        except NumberError as error:
+            self._fail(Refusal.BAD_DEREF_OFFS, errno=error.errno)
+        # The kernel counts the sign it skipped, but neither the u nor a + before a -.
+        self._offset += len(number) + 1 + (shown[:1] != "-")
+        inner_text, closing, _ = rest.rpartition(")")
         if not closing:
-            _fail(inner_column + len(text) - brace - 1, Refusal.DEREF_OPEN_BRACE)
-        inner = self.parse(inner_text, inner_column, depth + 1)
+            self._fail(Refusal.DEREF_OPEN_BRACE, len(rest))
+        here = self._offset
+        inner = self._expression(inner_text)
+        self._offset = here
         if isinstance(inner, Comm | ImmediateText):
-            _fail(inner_column, Refusal.COMM_CANT_DEREF)
-        self._room(depth + 2, column)
-        return Deref(inner, -offset if text[0] == "-" else offset, user)
+            self._fail(Refusal.COMM_CANT_DEREF)
+        self._next_op()
+        self._last_type = None
+        return Deref(inner, offset, user)
 
-    def _immediate(self, text: str, column: int) -> Node:
+    def _immediate(self, text: str) -> Node:
         if text.startswith('"'):
-            if len(text) < 2 or not text.endswith('"'):
-                _fail(column + len(text), Refusal.IMMSTR_NO_CLOSE)
+            # The kernel looks for the closing quote from behind and so takes a lone one for both.
+            if not text.endswith('"'):
+                self._fail(Refusal.IMMSTR_NO_CLOSE, 1 + len(text))
             return ImmediateText(text[1:-1])
-        value = parse_number(text)
-        if value is None:
-            _fail(column, Refusal.BAD_IMM)
-        return Immediate(value & self._body.convention.mask)
+        bits = self._convention.bits
+        try:
+            if "0" <= text[:1] <= "9":
+                value = kstrtoul(text, bits)
+            elif text[:1] in ("-", "+") and text:
+                value = kstrtol(text.removeprefix("+"), bits)
+            else:
+                raise NumberError(numbers.EINVAL)
+        except NumberError as error:
+            self._fail(Refusal.BAD_IMM, 1, error.errno)
+        return Immediate(value & self._convention.mask)
 
-    def _room(self, operations: int, column: int) -> None:
-        """The kernel compiles into 16 fetch instructions; nesting beyond them is refused."""
-        if operations > _MAX_OPS:
-            _fail(column, Refusal.TOO_MANY_OPS)
+    # --------------------------------------------------------------------------------------------------- BTF variables
+
+    def _btf_variable(self, text: str) -> Node:
+        """parse_btf_arg(): a parameter by name, or the typed return value, with fields."""
+        types = self._types()
+        name, separator, field = self._split_field(text)
+        if separator == ".":
+            self._fail(Refusal.NOSUP_DAT_ARG, len(name) + 1)
+        node, type_id = self._named(name, separator)
+        if type_id is None:
+            return node
+        self._last_type = types.resolve(type_id)
+        self._bit_offset = self._bit_size = 0
+        if not separator:
+            return node
+        self._offset += len(name) + len(separator)
+        return self._fields(field, self._last_type, node)
+
+    def _types(self) -> Btf:
+        if self._context.types is None:
+            raise Fault(Refusal.NOSUP_BTFARG, self._offset, numbers.EOPNOTSUPP, self._context.no_types)
+        return self._context.types
+
+    def _named(self, name: str, separator: str) -> tuple[Node, int | None]:
+        """The variable and its type's id, None for a return value of which BTF says nothing."""
+        context, asked = self._context, self._context.asked
+        prototype = context.prototype()
+        if context.at_return and name == "$retval":
+            if prototype is not None:
+                if not prototype.target:
+                    self._fail(Refusal.NO_RETVAL)
+                return ReturnValue(), prototype.target
+            if separator:
+                self._fail(Refusal.NO_BTF_ENTRY, len(name) + len(separator))
+            return ReturnValue(), None
+        parameters = context.parameters()
+        if prototype is None or not (parameters or asked):
+            self._fail(Refusal.NO_BTF_ENTRY)
+        for number, parameter in enumerate(parameters, start=1):
+            if parameter.name == name:
+                return Argument(number, saved=context.at_return), parameter.type_id
+        return self._fail(Refusal.NO_BTFARG)
+
+    def _split_field(self, text: str) -> tuple[str, str, str]:
+        """Up to the first `->` or `.`, that separator (empty where there is none), and the rest."""
+        found = re.search(r"[.-]", text)
+        if found is None:
+            return text, "", ""
+        at = found.start()
+        separator = "->" if text.startswith("->", at) else text[at]
+        if separator == "-":
+            self._fail(Refusal.BAD_HYPHEN, at)
+        return text[:at], separator, text[at + len(separator) :]
+
+    def _fields(self, text: str, type_: Type, node: Node) -> Node:
+        """parse_btf_field(): each `->` reads memory, each `.` only moves on."""
+        types, separator = self._types(), "->"
+        bits = 0
+        while separator:
+            if separator == "->":
+                if type_.kind is not Kind.PTR:
+                    self._fail(Refusal.NO_PTR_STRCT)
+                type_, bits = types.resolve(type_.target), 0
+            name, separator, rest = self._split_field(text)
+            if type_.kind not in (Kind.STRUCT, Kind.UNION):
+                self._fail(Refusal.BAD_BTF_TID)
+            member = types.member(type_, name) if name else None
+            if member is None:
+                self._fail(Refusal.NO_BTF_FIELD)
+            bits += member.bit_offset
+            self._bit_size = member.bit_size
+            type_ = types.resolve(member.type_id)
+            self._offset += len(name) + len(separator) if separator else 0
+            text = rest
+            if separator != ".":
+                self._next_op()
+                node = Deref(node, bits // 8, user=False)
+                self._bit_offset, self._last_type = bits % 8, type_
+        return node
+
+    def _type_of_variable(self, type_: Type) -> FetchType:
+        """fetch_type_from_btf_type(); what it has no type for is shown as a word."""
+        word = self._convention.word
+        name = f"x{8 * word}"
+        match type_.kind:
+            case Kind.ENUM:
+                name = "s32"
+            case Kind.ENUM64:
+                name = "s64"
+            case Kind.INT if type_.bits in (8, 16, 32, 64):
+                name = f"{'s' if type_.signed else 'u'}{type_.bits}"
+            case Kind.INT if not type_.signed:
+                name = "u64"
+                self._bit_size = type_.bits
+                self._bit_offset += type_.detail >> 16 & 0xFF
+        found = find_type(name, word)
+        assert found is not None
+        return found
+
+    def _string_of_variable(self, node: Node, type_: Type, text: str) -> Node:
+        """check_prepare_btf_string_fetch(): char arrays are there, char pointers are followed."""
+        types = self._types()
+        if type_.kind is Kind.ARRAY and _is_char(types.resolve(type_.target)):
+            return node
+        # The kernel does not look whether it is a pointer: of other kinds it takes the size for a type's number.
+        behind = type_.target if type_.kind in (Kind.PTR, Kind.FWD) else 0 if type_.kind is Kind.ARRAY else type_.size
+        if 0 < behind < len(types) and _is_char(types.resolve(behind)):
+            self._next_op(numbers.E2BIG)
+            return Deref(node, 0, user=text.startswith("u"))
+        return self._fail(Refusal.BAD_TYPE4STR)
+
+
+def _container(text: str) -> str:
+    """The unsigned type that a bitfield's text asks for; empty where there is none of that size."""
+    try:
+        return f"u{kstrtoul(text.partition('/')[2])}"
+    except NumberError:
+        return ""
+
+
+def _symbol_address(text: str, bits: int) -> SymbolAddress:
+    found = re.search(r"[+-]", text)
+    if found is None:
+        return SymbolAddress(text, 0)
+    try:
+        return SymbolAddress(text[: found.start()], kstrtol(text[found.start() :], bits))
+    except NumberError:
+        return SymbolAddress(text[: found.start()], None)
+
+
+def _is_char(type_: Type) -> bool:
+    return type_.kind is Kind.INT and not type_.signed and type_.bits == 8

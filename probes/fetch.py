@@ -6,8 +6,8 @@ string is None ("(fault)"), a failed number 0, as on Linux 6.12.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias, assert_never
 
 from emu.iface import Cpu, Machine, MemoryFault
@@ -17,7 +17,7 @@ from probes.expr import (
     Comm,
     Deref,
     FetchArg,
-    FetchType,
+    FileOffset,
     Immediate,
     ImmediateText,
     Node,
@@ -27,6 +27,7 @@ from probes.expr import (
     StackWord,
     SymbolAddress,
 )
+from probes.fetchtypes import FetchType
 from probes.regs import PATH_MAX, read_string
 
 Scalar: TypeAlias = int | str | None
@@ -61,14 +62,33 @@ class UnknownTask:
         return self._task
 
 
+class EntryValues:
+    """Arguments by number as they were at the entry of the call whose return is being recorded."""
+
+    __slots__ = ("values",)
+
+    def __init__(self) -> None:
+        self.values: dict[int, int] = {}
+
+
+def _no_file(cpu: Cpu) -> int:
+    raise MemoryFault(cpu.pc)
+
+
 @dataclass(frozen=True, slots=True)
 class FetchContext:
-    """What closures are compiled against. `ip_offset` is what %ip shows beyond pc: 1 in a breakpoint's frame."""
+    """What closures are compiled against.
+
+    `ip_offset` is what %ip shows beyond pc: 1 in a breakpoint's frame. `entry` is set by the handler of a return
+    before it fetches. `file_base` gives the address where offset 0 of a uprobe's file would lie; MemoryFault if none.
+    """
 
     machine: Machine
     convention: Convention
     tasks: TaskInfo
     ip_offset: int = 1
+    entry: EntryValues = field(default_factory=EntryValues)
+    file_base: Callable[[Cpu], int] = _no_file
 
     def describe(self, address: int) -> str:
         """%pS: `name+0xoffset/0xsize`, or the bare address."""
@@ -90,10 +110,29 @@ def compile_fetch(arg: FetchArg, context: FetchContext) -> Fetcher:
     if isinstance(node, Deref):
         return _memory(node, arg.type, context)
     number = _number(node, context)
-    if arg.type.name == "string":
+    if arg.type.name in ("string", "ustring"):
         return _array_or_scalar(number, _string_store(context), FetchType("string", 0), None)
     convert = _converter(arg.type, context)
     return lambda cpu: _or_zero(number, cpu, convert)
+
+
+def compile_entry(args: Iterable[FetchArg], context: FetchContext) -> Callable[[Cpu], dict[int, int]] | None:
+    """What a return event calls at the function's entry for the arguments it will show; None where it shows none."""
+    numbers = {arg.saved_argument for arg in args} - {None}
+    readers = {number: _argument(number, context) for number in numbers if number is not None}
+    if not readers:
+        return None
+
+    def save(cpu: Cpu) -> dict[int, int]:
+        values = {}
+        for number, read in readers.items():
+            try:
+                values[number] = read(cpu)
+            except MemoryFault:
+                values[number] = 0
+        return values
+
+    return save
 
 
 def _or_zero(number: _Number, cpu: Cpu, convert: Callable[[int], Scalar]) -> Scalar:
@@ -117,8 +156,11 @@ def _number(node: Node, context: FetchContext) -> _Number:
             return lambda cpu: cpu.gpr[pointer] & mask
         case StackWord(number):
             return _stack_word(number, context)
-        case Argument(number):
-            return _argument(number, context)
+        case Argument(number, saved):
+            if not saved:
+                return _argument(number, context)
+            entry = context.entry
+            return lambda cpu: entry.values.get(number, 0)
         case ReturnValue():
             returned = convention.return_register
             return lambda cpu: cpu.gpr[returned] & mask
@@ -126,7 +168,11 @@ def _number(node: Node, context: FetchContext) -> _Number:
             return lambda cpu: value
         case SymbolAddress(symbol, offset):
             # Looked up at each hit: a module may have come since.
-            return lambda cpu: _symbol_address(context, symbol) + offset & mask
+            beyond = offset or 0
+            return lambda cpu: _symbol_address(context, symbol) + beyond & mask
+        case FileOffset(position):
+            base = context.file_base
+            return lambda cpu: base(cpu) + position & mask
         case Deref(inner, offset, user):
             address = _address(inner, offset, user, context)
             read, word = context.machine.memory.read, convention.word

@@ -127,15 +127,17 @@ class ReturnInstance:
     """One call that is being followed: struct kretprobe_instance.
 
     `task` is the caller's number (see `tasks`), `ret_addr` the true return address, `data` bytes of the handlers' own.
+    `arguments` are those of the call, by number, that an event's entry handler has kept.
     """
 
-    __slots__ = ("at", "data", "live", "ret_addr", "rp", "slot", "task", "word")
+    __slots__ = ("arguments", "at", "data", "live", "ret_addr", "rp", "slot", "task", "word")
 
     def __init__(self, rp: Kretprobe, task: int, slot: int, ret_addr: int, at: int) -> None:
         self.rp = rp
         self.task = task
         self.ret_addr = ret_addr
         self.data = bytearray(rp.data_size)
+        self.arguments: dict[int, int] = {}
         self.slot = slot  # linear address of the return address on the stack
         self.at = at  # instruction count of the entry
         self.word: Word | None = None  # the substituted return address; None for a shadow

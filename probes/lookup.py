@@ -1,6 +1,6 @@
 """Names to addresses, for a person who may have misspelt one.
 
-Rules: reads the machine's symbols and nothing else; imports nothing of `probes` but its errors.
+Rules: reads the machine's symbols and nothing else; of `probes` it imports errors and scope.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 import errno
 from typing import Protocol
 
-from emu.iface import Machine, MemoryFault
-from emu.insn import InvalidInstruction, decode
+from emu.iface import Machine
 from probes.errors import ProbeError
+from probes.scope import starts_with_endbr
 
 _ENDBR_SIZE = 4
 
@@ -55,13 +55,7 @@ def is_entry(machine: Machine, address: int) -> bool:
     found = machine.symbols.find(address)
     if found is None or found[1] == 0:
         return True
-    start = found[0].address
-    if found[1] != _ENDBR_SIZE:
-        return False
-    try:
-        return decode(machine.memory.read(start, _ENDBR_SIZE), start, machine.bits).mnemonic.startswith("endbr")
-    except (MemoryFault, InvalidInstruction):
-        return False
+    return found[1] == _ENDBR_SIZE and starts_with_endbr(machine, found[0].address)
 
 
 def did_you_mean(machine: Machine, name: str) -> str | None:

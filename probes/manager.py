@@ -13,13 +13,10 @@ from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias
 
 from emu.iface import Guest, Machine
-from emu.insn import InvalidInstruction, decode
-from probes.arch import Convention
 from probes.arch.x86 import X86Arch
 from probes.core import Arm, Kprobe, Kprobes
 from probes.errors import ProbeError
-from probes.expr import Argument, Deref, Node, Refusal
-from probes.fetch import FetchContext, Fetcher, TaskInfo, compile_fetch
+from probes.fetch import EntryValues, FetchContext, Fetcher, TaskInfo, compile_entry, compile_fetch
 from probes.guest import GuestHandlers
 from probes.jprobe import Jprobe, Jprobes
 from probes.kretprobe import MAX_DATA_SIZE, Kretprobe, Kretprobes, ReturnInstance
@@ -28,8 +25,10 @@ from probes.linux.kernel import kernel_types
 from probes.linux.tasks import current_tasks
 from probes.lookup import did_you_mean
 from probes.objects import ObjectLoader
+from probes.refusals import Refusal
 from probes.regs import Regs
 from probes.room import Room
+from probes.scope import GuestScope
 from probes.spec import MAX_MAXACTIVE, Place, ProbeSpec, parse
 from probes.tasks import find_tasks
 from probes.trace import Record, TraceRing
@@ -79,30 +78,6 @@ class _Event:
         return not all(_kprobe(probe).disabled for _, probe in self.parts)
 
 
-class _SymbolScope:
-    """spec.Scope over a machine's symbols."""
-
-    def __init__(self, machine: Machine, convention: Convention) -> None:
-        self._machine = machine
-        self.convention = convention
-
-    def count(self, symbol: str) -> int:
-        return len(self._machine.symbols.lookup(symbol))
-
-    def is_entry(self, symbol: str, offset: int) -> bool:
-        """Linux moves a probe on an ENDBR behind it and still calls that the entry."""
-        if offset != 4:
-            return False
-        found = self._machine.symbols.lookup(symbol)
-        if not found or self._machine.memory.translate(found[0].address) is None:
-            return False
-        code = self._machine.memory.read(found[0].address, 4)
-        try:
-            return decode(code, found[0].address, self.convention.bits).mnemonic.startswith("endbr")
-        except InvalidInstruction:
-            return False
-
-
 class Manager:
     """All probes of one machine.
 
@@ -132,7 +107,7 @@ class Manager:
             found = kernel if isinstance(kernel, str) else current_tasks(machine.memory, kernel)
             tasks = None if isinstance(found, str) else found
         self._context = FetchContext(machine, arch.convention, tasks or known)
-        self._scope = _SymbolScope(machine, arch.convention)
+        self._scope = GuestScope(machine, arch.convention, guest.btf if guest is not None else bytes)
         now = settled if settled is not None else guest is None or guest.settled
         self._kprobes = Kprobes(machine, arch, arm, now, linux_limits=linux_limits)
         room = Room(machine.window)
@@ -300,10 +275,15 @@ class Manager:
             if error.token == Refusal.BAD_PROBE_ADDR.name and len(words) > 1:
                 error.hint = did_you_mean(self._machine, words[1].partition("+")[0])
             raise
-        for index, arg in enumerate(spec.args):
-            if spec.is_return and _is_argument(arg.node):
-                reason = "arguments of the entry are not available at the return"
-                raise ProbeError(errno.EOPNOTSUPP, reason).at(spec.definition, _column(spec, index))
+        for arg in spec.args:
+            symbol = arg.symbol
+            if symbol is not None and not (self._machine.symbols.lookup(symbol.symbol) and symbol.offset is not None):
+                # Linux looks data up when it registers the probe, and so blames the probe point.
+                number = errno.ENOENT if symbol.offset is not None else errno.EINVAL
+                refusal = Refusal.BAD_PROBE_ADDR if symbol.offset is not None else Refusal.FAIL_REG_PROBE
+                refused = refusal.at(spec.definition.split(" "), 1, errno=number)
+                refused.hint = did_you_mean(self._machine, symbol.symbol)
+                raise refused
         if spec.place.module is not None:
             raise ProbeError(errno.ENOENT, f"module {spec.place.module} is not known")
         return spec
@@ -338,19 +318,27 @@ class Manager:
 
     def _for_returns(self, spec: ProbeSpec, probe: Kprobe, options: Mapping[str, str | bool | int]) -> Kretprobe:
         """A return probe on `probe` with the handler of an event; its place reads `RETURNED-TO <- FUNCTION`."""
-        record = self._recorder(spec, options, replace(self._context, ip_offset=0))
+        context = replace(self._context, ip_offset=0, entry=EntryValues())
+        record, save = self._recorder(spec, options, context), compile_entry(spec.args, context)
         describe, function = self._context.describe, str(spec.place)
         pre, post = (options.get(name) for name in ("pre", "post"))
         after = self.guest.returned(probe, str(post)) if post else None
+        before = self.guest.returned(probe, str(pre)) if pre else None
+
+        def entry_handler(ri: ReturnInstance, regs: Regs) -> object:
+            if save is not None:
+                ri.arguments = save(regs.cpu)
+            return before(ri, regs) if before is not None else None
 
         def handler(ri: ReturnInstance, regs: Regs) -> None:
+            context.entry.values = ri.arguments
             if record(regs, ri.ret_addr, f"{describe(ri.ret_addr)} <- {function}") and after is not None:
                 after(ri, regs)
 
         return Kretprobe(
             kp=probe,
             handler=handler,
-            entry_handler=self.guest.returned(probe, str(pre)) if pre else None,
+            entry_handler=entry_handler if save is not None or before is not None else None,
             data_size=MAX_DATA_SIZE if pre or post else 0,
             maxactive=_maxactive(options.get("maxactive")) or spec.maxactive,
             shadow=bool(options.get("shadow") or (self._shadow and not options.get("trampoline"))),
@@ -421,12 +409,6 @@ class Manager:
     def list(self) -> list[str]:
         """Every event as kprobe_events lists it."""
         return [spec.listing() for event in self._events.values() for spec, _ in event.parts]
-
-
-def _is_argument(node: Node) -> bool:
-    while isinstance(node, Deref):
-        node = node.inner
-    return isinstance(node, Argument)
 
 
 def _kprobe(probe: Probe) -> Kprobe:

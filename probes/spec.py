@@ -1,8 +1,8 @@
-"""The language of kprobe_events: a line becomes a `ProbeSpec`, or the kernel's own error with its caret.
+"""The language of kprobe_events and uprobe_events: a line becomes a spec, or the kernel's own error with its caret.
 
-Rules: pure; what it must know of the guest comes through `Scope`. The reference is Linux 6.12
-(Documentation/trace/kprobetrace.rst), with the order of checks, texts and columns measured on a running 6.12.117.
-Definitions come from strangers: every line ends in a spec or a ProbeError.
+Rules: pure; what it must know of the guest comes through `KernelScope` and `FileScope`. The reference is Linux 6.12
+(trace_kprobe_create() and trace_uprobe_create(), kernel/trace), with the order of checks, texts and columns measured on
+a running 6.12.117. Definitions come from strangers: every line ends in a spec or a ProbeError.
 """
 
 from __future__ import annotations
@@ -10,48 +10,76 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Final, NoReturn, Protocol
+from dataclasses import dataclass
+from typing import Final, NoReturn, Protocol, TypeAlias
 
 from probes.arch import Convention
+from probes.btf import Btf, BtfError
 from probes.errors import ProbeError
-from probes.expr import Body, FetchArg, Refusal, parse_body, parse_number
+from probes.expr import IDENTIFIER, Context, Fault, FetchArg, parse_argument
+from probes.numbers import NumberError, kstrtol, kstrtoul, simple_strtoul
+from probes.refusals import Refusal
 
-MAX_LINE: Final = 4094
+MAX_LINE: Final = 4095  # WRITE_BUFSIZE - 1, of one write without a newline
 MAX_ARGS: Final = 128
 MAX_MAXACTIVE: Final = 4096  # KRETPROBE_MAXACTIVE_MAX
-MAX_NAME: Final = 64
-MAX_ARG_NAME: Final = 32
-DEFAULT_GROUP: Final = "kprobes"
+MAX_NAME: Final = 64  # MAX_EVENT_NAME_LEN, with the null
+_MAX_PARAMETERS: Final = 128  # MAX_BTF_ARGS_LEN: bytes of the names $arg* stands for
+KPROBES: Final = "kprobes"
+UPROBES: Final = "uprobes"
 
-RESERVED_NAMES: Final = frozenset(
-    (
-        *("common_type", "common_flags", "common_preempt_count", "common_pid", "common_tgid"),
-        *("__probe_ip", "__probe_ret_ip", "__probe_func"),
-    )
-)
-_IDENTIFIER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+_SPACE: Final = re.compile(r"[ \t\n\v\f\r]+")  # isspace(), without what Python takes for a space
 _GROUP: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*\Z")
-_SYMBOL_OFFSET: Final = re.compile(r"[+-]")
+_DENTRY: Final = re.compile(r":%p([dD])\Z")
+_OTHER_SYSTEMS: Final = {
+    "e": "event probes (attached to another event)",
+    "f": "function probes (fprobe)",
+    "t": "tracepoint probes",
+}
 
 
-class Scope(Protocol):
-    """What the parser asks of the guest."""
+class KernelScope(Protocol):
+    """What the parser asks of the guest's kernel."""
 
-    convention: Convention
+    @property
+    def convention(self) -> Convention: ...
+
+    @property
+    def types(self) -> Btf | None:
+        """The kernel's BTF."""
+        ...
+
+    @property
+    def no_types(self) -> str | None:
+        """Where there is none: why, for a person."""
+        ...
 
     def count(self, symbol: str) -> int:
         """How many symbols have that name."""
         ...
 
-    def is_entry(self, symbol: str, offset: int) -> bool:
-        """Whether arguments are still in place there: at the function's start, or right after its ENDBR."""
+    def is_entry(self, symbol: str, offset: int) -> bool | None:
+        """Whether a function starts there, or its ENDBR ends there; None where no symbol covers the place."""
         ...
+
+
+class FileScope(Protocol):
+    """What the parser asks of the guest's files."""
+
+    @property
+    def convention(self) -> Convention: ...
+
+    def is_regular(self, path: str) -> bool:
+        """Whether `path`, links followed, is a regular file; ProbeError with its errno where there is nothing."""
+        ...
+
+
+# ------------------------------------------------------------------------------------------------------------ results
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where to probe: a symbol with an offset, in a module or not, or an address."""
+    """Where to probe the kernel: a symbol with an offset, in a module or not, or an address."""
 
     symbol: str | None
     offset: int
@@ -66,8 +94,22 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
+class FilePlace:
+    """Where to probe a program: an offset into a file; `reference` is the offset of a counter to hold up, or 0."""
+
+    path: str
+    offset: int
+    reference: int = 0
+    word: int = 8
+
+    def __str__(self) -> str:
+        counter = f"(0x{self.reference:x})" if self.reference else ""
+        return f"{self.path}:0x{self.offset:0{2 * self.word}x}{counter}"
+
+
+@dataclass(frozen=True, slots=True)
 class ProbeSpec:
-    """One definition, understood. `definition` is the line with single spaces, as error logs show it."""
+    """A kprobe_events definition, understood. `definition` is the line with single spaces, as error logs show it."""
 
     definition: str
     is_return: bool
@@ -84,104 +126,113 @@ class ProbeSpec:
     def listing(self) -> str:
         """The line kprobe_events prints for it."""
         kind = f"r{self.maxactive}" if self.is_return and self.maxactive else "r" if self.is_return else "p"
-        return " ".join([f"{kind}:{self.name} {self.place}", *(f"{arg.name}={arg.text}" for arg in self.args)])
+        return _listing(kind, self)
 
 
-def parse(line: str, scope: Scope, *, default_group: str = DEFAULT_GROUP) -> ProbeSpec:
-    """A `p` or `r` line; ProbeError with errno, text, caret and the kernel's token where it is refused."""
+@dataclass(frozen=True, slots=True)
+class UprobeSpec:
+    """A uprobe_events definition, understood; as ProbeSpec."""
+
+    definition: str
+    is_return: bool
+    group: str
+    event: str
+    place: FilePlace
+    args: tuple[FetchArg, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.group}/{self.event}"
+
+    def listing(self) -> str:
+        """The line uprobe_events prints for it."""
+        return _listing("r" if self.is_return else "p", self)
+
+
+Spec: TypeAlias = ProbeSpec | UprobeSpec
+
+
+def _listing(kind: str, spec: Spec) -> str:
+    return " ".join([f"{kind}:{spec.name} {spec.place}", *(f"{arg.name}={arg.text}" for arg in spec.args)])
+
+
+@dataclass(frozen=True, slots=True)
+class Deletion:
+    """A `-:` line: every event it names goes. `group` None is any; `event` empty is any; `words` restrict place and
+    arguments, as texts to compare."""
+
+    definition: str
+    group: str | None
+    event: str
+    words: tuple[str, ...]
+
+
+# ------------------------------------------------------------------------------------------------------------ parsing
+
+
+def split(line: str) -> list[str]:
+    """The words of a line without its comment; ProbeError for one that is too long. Empty where nothing is defined."""
     if len(line) > MAX_LINE:
         raise ProbeError(errno.EINVAL, f"a definition has at most {MAX_LINE} characters")
-    words = line.split("#", 1)[0].split()
-    if not words or words[0][0] not in "pr" or len(words) < 2:
-        raise ProbeError(
-            errno.EINVAL, "a definition is p|r[MAXACTIVE][:[GROUP/][EVENT]] SYMBOL[+OFFSET]|ADDRESS [ARG]..."
+    return [word for word in _SPACE.split(line.split("#", 1)[0]) if word]
+
+
+def is_uprobe(line: str) -> bool:
+    """Whether a definition means a file: no kernel symbol has a slash."""
+    words = split(line)
+    return len(words) > 1 and "/" in words[1]
+
+
+def parse(line: str, scope: KernelScope, *, default_group: str = KPROBES) -> ProbeSpec:
+    """A `p` or `r` line of kprobe_events; ProbeError with errno, text, caret and the kernel's token."""
+    return _KprobeParser(_definition(line, "SYMBOL[+OFFSET]|ADDRESS"), scope, default_group).parse()
+
+
+def parse_uprobe(line: str, scope: FileScope, *, default_group: str = UPROBES) -> UprobeSpec:
+    """A `p` or `r` line of uprobe_events; ProbeError."""
+    return _UprobeParser(_definition(line, "PATH:OFFSET"), scope, default_group).parse()
+
+
+def parse_deletion(line: str) -> Deletion:
+    """A `-:[GROUP/][EVENT] [PLACE [ARG]...]` line; ProbeError EINVAL, of which the kernel logs nothing."""
+    words = split(line)
+    definition = " ".join(words)
+    group, slash, event = words[0][2:].partition("/")
+    if not slash:
+        group, event = "", group
+    if not words[0].startswith("-:") or not (slash or event):
+        raise ProbeError(errno.EINVAL, "a deletion is -:[GROUP/]EVENT [PLACE [ARG]...]")
+    return Deletion(definition, group if slash else None, event, tuple(words[1:]))
+
+
+def _definition(line: str, place: str) -> list[str]:
+    """The words of a `p` or `r` line; what the kernel refuses without a word in its log is told by us."""
+    words = split(line)
+    kind = words[0][0] if words else ""
+    if kind in _OTHER_SYSTEMS and re.match(r"[eft]\d*(:|\Z)", words[0]):
+        reason = (
+            f"{kind}: {_OTHER_SYSTEMS[kind]} are another system of the kernel's; only p and r lines are probes here"
         )
+        raise ProbeError(errno.EINVAL, reason)
+    if kind not in ("p", "r") or len(words) < 2:
+        raise ProbeError(errno.EINVAL, f"a definition is p|r[MAXACTIVE][:[GROUP/][EVENT]] {place} [ARG]...")
     if len(words) - 2 > MAX_ARGS:
         raise ProbeError(errno.E2BIG, f"a probe has at most {MAX_ARGS} arguments")
-    return _Parser(words, scope, default_group).parse()
+    return words
 
 
 class _Parser:
-    """The state of one line: its words, and which is being read, from which carets are computed."""
+    """The state of one line: its words, into which carets point."""
 
-    def __init__(self, words: Sequence[str], scope: Scope, default_group: str) -> None:
+    def __init__(self, words: list[str], default_group: str) -> None:
         self._words = words
-        self._scope = scope
         self._default_group = default_group
-        self._definition = " ".join(words)
 
-    def parse(self) -> ProbeSpec:
-        head, _, name = self._words[0].partition(":")
-        named = ":" in self._words[0]
-        is_return = head[0] == "r"
-        maxactive = self._maxactive(head)
-        place, suffixed = self._place(self._words[1], is_return)
-        is_return = is_return or suffixed
-        group, event = self._default_group, ""
-        if named:
-            group, event = self._name(name, len(head) + 1)
-        if not event:
-            event = _auto_name(place, is_return)
-        is_entry = place.symbol is not None and (not place.offset or self._scope.is_entry(place.symbol, place.offset))
-        args = self._args(is_entry, is_return)
-        return ProbeSpec(self._definition, is_return, maxactive, group, event, place, args)
-
-    def _fail(self, word: int, column: int, refusal: Refusal) -> NoReturn:
-        start = sum(len(text) + 1 for text in self._words[:word])
-        raise ProbeError(
-            refusal.errno, refusal.text, definition=self._definition, column=start + column, token=refusal.name
-        )
-
-    def _maxactive(self, head: str) -> int:
-        if len(head) == 1:
-            return 0
-        if head[0] == "p":
-            self._fail(0, 1, Refusal.MAXACT_NO_KPROBE)
-        if not head[1].isdigit():
-            return 0  # the kernel looks no further
-        value = parse_number(head[1:])
-        if value is None or value == 0:
-            self._fail(0, 1, Refusal.BAD_MAXACT)
-        if value > MAX_MAXACTIVE:
-            self._fail(0, 1, Refusal.MAXACT_TOO_BIG)
-        return value
-
-    def _place(self, text: str, is_return: bool) -> tuple[Place, bool]:
-        address = parse_number(text)
-        if address is not None:
-            if is_return:
-                self._fail(1, 0, Refusal.BAD_RETPROBE)
-            return Place(None, 0, address), False
-        suffixed = False
-        percent = text.find("%")
-        if percent >= 0:
-            if text[percent:] != "%return":
-                self._fail(1, percent, Refusal.BAD_ADDR_SUFFIX)
-            text, suffixed = text[:percent], True
-        place = self._symbol_place(text)
-        if (is_return or suffixed) and place.offset:
-            self._fail(1, 0, Refusal.BAD_RETPROBE)
-        return place, suffixed
-
-    def _symbol_place(self, text: str) -> Place:
-        offset = 0
-        split = _SYMBOL_OFFSET.search(text)
-        if split is not None:
-            parsed = parse_number(text[split.start() :].removeprefix("+"))
-            if parsed is None or parsed < 0:
-                self._fail(1, 0, Refusal.BAD_PROBE_ADDR)
-            text, offset = text[: split.start()], parsed
-        module, colon, symbol = text.rpartition(":")
-        if colon:
-            return Place(symbol, offset, None, module)
-        found = self._scope.count(symbol)
-        if found > 1:
-            self._fail(1, 0, Refusal.NON_UNIQ_SYMBOL)
-        if not found:
-            self._fail(1, 0, Refusal.BAD_PROBE_ADDR)
-        return Place(symbol, offset, None)
+    def _fail(self, index: int, offset: int, refusal: Refusal, errno: int | None = None) -> NoReturn:
+        raise refusal.at(self._words, index, offset, errno)
 
     def _name(self, name: str, column: int) -> tuple[str, str]:
+        """traceprobe_parse_event_name(): group and event, which is empty where only a group is given."""
         group, event = self._default_group, name
         slash = name.find("/")
         if slash < 0:
@@ -201,53 +252,253 @@ class _Parser:
             self._fail(0, column, Refusal.NO_EVENT_NAME)
         if len(event) >= MAX_NAME:
             self._fail(0, column, Refusal.EVENT_TOO_LONG)
-        if not _IDENTIFIER.match(event):
+        if not IDENTIFIER.match(event):
             self._fail(0, column, Refusal.BAD_EVENT_NAME)
         return group, event
 
-    def _args(self, is_entry: bool, is_return: bool) -> tuple[FetchArg, ...]:
-        for index, text in enumerate(self._words[2:]):
-            if text == "$arg*":
-                refusal = Refusal.NOSUP_BTFARG if is_entry or is_return else Refusal.NOFENTRY_ARGS
-                self._fail(index + 2, 0, refusal)
+    def _args(self, texts: Sequence[str], context: Context) -> tuple[FetchArg, ...]:
         args: list[FetchArg] = []
-        for index, text in enumerate(self._words[2:], start=1):
-            body = Body(text, is_entry=is_entry, is_return=is_return, convention=self._scope.convention)
-            args.append(self._arg(index, body, {arg.name for arg in args}))
+        for index, text in enumerate(texts, start=1):
+            used = {arg.name for arg in args}
+            try:
+                args.append(parse_argument(text, index, context, used, sum(arg.type.field_size for arg in args)))
+            except Fault as fault:
+                error = fault.refusal.at(self._words, index + 1, fault.offset, fault.errno)
+                error.hint = fault.hint
+                raise error from None
+            except BtfError as error:
+                self._fail_types(index + 1, error)
         return tuple(args)
 
-    def _arg(self, index: int, body: Body, used: set[str]) -> FetchArg:
-        word = index + 1
-        name, equals, text = body.text.partition("=")
-        column = 0
-        if equals:
-            if len(name) > MAX_ARG_NAME:
-                self._fail(word, 0, Refusal.ARG_NAME_TOO_LONG)
-            if not name:
-                self._fail(word, 0, Refusal.NO_ARG_NAME)
-            column = len(name) + 1
-        else:
-            name, text = f"arg{index}", body.text
-        if not _IDENTIFIER.match(name):
-            self._fail(word, 0, Refusal.BAD_ARG_NAME)
-        if name in RESERVED_NAMES or name in used:
-            self._fail(word, 0, Refusal.USED_ARG_NAME)
+    def _fail_types(self, index: int, error: BtfError) -> NoReturn:
+        """BTF that contradicts itself."""
+        refused = Refusal.BAD_BTF_TID.at(self._words, index)
+        refused.hint = f"the kernel's BTF is damaged: {error}"
+        raise refused from error
+
+
+class _KprobeParser(_Parser):
+    def __init__(self, words: list[str], scope: KernelScope, default_group: str) -> None:
+        super().__init__(words, default_group)
+        self._scope = scope
+
+    def parse(self) -> ProbeSpec:
+        head, colon, name = self._words[0].partition(":")
+        is_return = head[0] == "r"
+        maxactive = self._maxactive(head)
+        place, suffixed = self._place(self._words[1])
+        is_return = is_return or suffixed
+        entry = None if place.symbol is None else self._scope.is_entry(_symbol(place), place.offset)
+        if is_return and place.symbol is not None and entry is False:
+            self._fail(1, 0, Refusal.BAD_RETPROBE)
+        group, event = self._name(name, len(head) + 1) if colon else (self._default_group, "")
+        fetches = len(self._words) > 2
+        known = Context(
+            self._scope.convention,
+            is_entry=bool(entry),
+            is_return=is_return and place.symbol is not None,
+            types=self._scope.types if fetches else None,
+            no_types=self._scope.no_types if fetches else None,
+            function=None if place.symbol is None else _symbol(place),
+        )
+        args = self._args(self._with_dentries(self._expanded(known)), known)
+        definition = " ".join(self._words)
+        return ProbeSpec(definition, is_return, maxactive, group, event or _auto_name(place, is_return), place, args)
+
+    def _maxactive(self, head: str) -> int:
+        if not "0" <= head[1:2] <= "9":
+            return 0  # the kernel looks no further
+        if head[0] == "p":
+            self._fail(0, 1, Refusal.BAD_MAXACT_TYPE)
         try:
-            parsed = parse_body(replace(body, text=text), name)
+            value = kstrtoul(head[1:], 32) if len(head) <= MAX_NAME else 0
+        except NumberError:
+            value = 0
+        if not value:
+            self._fail(0, 1, Refusal.BAD_MAXACT)
+        if value > MAX_MAXACTIVE:
+            self._fail(0, 1, Refusal.MAXACT_TOO_BIG)
+        return value
+
+    def _place(self, text: str) -> tuple[Place, bool]:
+        """The place and whether it ends in %return."""
+        try:
+            return Place(None, 0, kstrtoul(text, self._scope.convention.bits)), False
+        except NumberError:
+            pass
+        if "/" in text and ":" in text:
+            raise ProbeError(errno.EINVAL, "this place is a file's: uprobe_events takes it, kprobe_events does not")
+        symbol, percent, suffix = text.partition("%")
+        if percent and suffix != "return":
+            self._fail(1, len(symbol), Refusal.BAD_ADDR_SUFFIX)
+        return self._symbol_place(symbol), bool(percent)
+
+    def _symbol_place(self, text: str) -> Place:
+        offset = 0
+        signed = re.search(r"[+-]", text)
+        if signed is not None:
+            try:
+                offset = kstrtol(text[signed.start() :], self._scope.convention.bits)
+            except NumberError:
+                offset = -1
+            if not 0 <= offset <= 0xFFFF_FFFF:
+                self._fail(1, 0, Refusal.BAD_PROBE_ADDR)
+            text = text[: signed.start()]
+        module, colon, symbol = text.partition(":")
+        if colon:
+            return Place(symbol, offset, None, module)  # no module is loaded here; the kernel waits for it
+        found = self._scope.count(text)
+        if found > 1:
+            self._fail(1, 0, Refusal.NON_UNIQ_SYMBOL)
+        if not found:
+            self._fail(1, 0, Refusal.BAD_PROBE_ADDR)
+        return Place(text, offset, None)
+
+    def _expanded(self, context: Context) -> list[str]:
+        """traceprobe_expand_meta_args(): $arg* and $argN as the parameters' names, where BTF has them."""
+        texts = self._words[2:]
+        star = self._find_star(texts, context)
+        if not any(text.startswith("$arg") for text in texts):
+            return texts
+        try:
+            parameters = [parameter.name for parameter in context.parameters()]
+        except BtfError as error:
+            self._fail_types(1, error)
+        if not parameters:
+            return texts  # the kernel logs NOSUP_BTFARG for a $arg* and goes on; it then fails as a variable
+        expanded: list[str] = []
+        used = 0
+        for index, text in enumerate(texts):
+            if index == star:
+                names = parameters
+            elif text.startswith("$arg"):
+                names = [self._parameter(text, index, parameters)]
+            else:
+                expanded.append(text)
+                continue
+            for name in names:
+                used += len(name) + 1
+                if used > _MAX_PARAMETERS:
+                    self._fail(index + 2, 0, Refusal.ARGS_2LONG)
+                expanded.append(name)
+        if len(expanded) > MAX_ARGS:
+            raise ProbeError(errno.E2BIG, f"a probe has at most {MAX_ARGS} arguments")
+        return expanded
+
+    def _find_star(self, texts: Sequence[str], context: Context) -> int | None:
+        """The index of $arg*; what else begins with $arg must be $argN."""
+        star = None
+        for index, text in enumerate(texts):
+            if not text.startswith("$arg"):
+                continue
+            if not (context.at_entry or context.at_return):
+                self._fail(index + 2, 0, Refusal.NOFENTRY_ARGS)
+            if "0" <= text[4:5] <= "9":
+                continue
+            if text[4:5] != "*":
+                self._fail(index + 2, 0, Refusal.BAD_VAR)
+            if star is not None:
+                self._fail(index + 2, 0, Refusal.DOUBLE_ARGS)
+            star = index
+        return star
+
+    def _parameter(self, text: str, index: int, parameters: Sequence[str]) -> str:
+        """$argN[:TYPE] with the parameter's name in the place of $argN."""
+        number, rest = simple_strtoul(text[4:], 10)
+        if rest and not rest.startswith(":"):
+            self._fail(index + 2, 0, Refusal.BAD_VAR, errno.ENOENT)
+        number = (number + 0x8000_0000) % (1 << 32) - 0x8000_0000  # an int
+        if number > len(parameters):
+            self._fail(index + 2, 0, Refusal.NO_BTFARG)
+        if number < 1:
+            self._fail(index + 2, 0, Refusal.NO_BTF_ENTRY)
+        return parameters[number - 1] + rest
+
+    def _with_dentries(self, texts: list[str]) -> list[str]:
+        """traceprobe_expand_dentry_args(): :%pd and :%pD as what they fetch. The error log shows them so, too, where
+        no $arg was replaced."""
+        types = self._scope.types
+        own = texts == self._words[2:]
+        for index, text in enumerate(texts):
+            found = _DENTRY.search(text)
+            if found is None:
+                continue
+            if types is None:
+                error = Refusal.BAD_TYPE.at(self._words, index + 2, found.start() + 1)
+                error.hint = self._scope.no_types
+                raise error
+            try:
+                steps = [types.offset("dentry", "d_name.name")]
+                if found[1] == "D":
+                    steps.append(types.offset("file", "f_path.dentry"))
+            except BtfError as error:
+                self._fail_types(index + 2, error)
+            name, equals, body = text[: found.start()].partition("=")
+            if not equals:
+                name, body = "", name
+            for step in reversed(steps):
+                body = f"+{step:#x}({body})"
+            texts[index] = f"{name}{equals}+0x0({body}):string"
+            if own:
+                self._words[index + 2] = texts[index]
+        return texts
+
+
+def _symbol(place: Place) -> str:
+    return place.symbol or "" if place.module is None else f"{place.module}:{place.symbol}"
+
+
+class _UprobeParser(_Parser):
+    def __init__(self, words: list[str], scope: FileScope, default_group: str) -> None:
+        super().__init__(words, default_group)
+        self._scope = scope
+
+    def parse(self) -> UprobeSpec:
+        head, text = self._words[0], self._words[1]
+        path, colon, rest = text.rpartition(":")
+        if "/" not in text or not colon or not "0" <= rest[:1] <= "9":
+            raise ProbeError(errno.EINVAL, "a uprobe's place is PATH:OFFSET, with a / in it and a number behind the :")
+        try:
+            regular = self._scope.is_regular(path)
         except ProbeError as error:
-            start = sum(len(before) + 1 for before in self._words[:word])
-            raise error.at(self._definition, start + column + (error.column or 0)) from None
-        for symbol in parsed.symbols:
-            if not self._scope.count(symbol):
-                # The kernel's quirk: data symbols are looked up at registration, which blames the probe point.
-                raise ProbeError(
-                    errno.ENOENT,
-                    Refusal.BAD_PROBE_ADDR.text,
-                    definition=self._definition,
-                    column=len(self._words[0]) + 1,
-                    token=Refusal.BAD_PROBE_ADDR.name,
-                )
-        return parsed
+            self._fail(1, 0, Refusal.FILE_NOT_FOUND, error.errno)
+        if not regular:
+            self._fail(1, 0, Refusal.NO_REGULAR_FILE)
+        place, suffixed = self._place(path, rest)
+        is_return = head[0] == "r" or suffixed
+        # Unlike kprobe_events, the colon must be the second character.
+        group, event = self._name(head[2:], 2) if head[1:2] == ":" else (self._default_group, "")
+        if not event:
+            stem = re.split(r"[.\-_]", path.rpartition("/")[2], maxsplit=1)[0]
+            event = f"p_{stem}_0x{place.offset:x}"[: MAX_NAME - 1]
+        known = Context(self._scope.convention, kernel=False, is_return=is_return)
+        args = self._args(self._words[2:], known)
+        return UprobeSpec(" ".join(self._words), is_return, group, event, place, args)
+
+    def _place(self, path: str, rest: str) -> tuple[FilePlace, bool]:
+        """OFFSET[%return][(REFERENCE)] behind the last colon."""
+        start, bits = len(path) + 1, self._scope.convention.bits
+        text, brace, counter = rest.partition("(")
+        reference = 0
+        if brace:
+            inner, closing, beyond = counter.partition(")")
+            at = start + len(text) + 1
+            if not closing:
+                self._fail(1, at + len(counter), Refusal.REFCNT_OPEN_BRACE)
+            if beyond:
+                self._fail(1, at + len(inner) + 1, Refusal.BAD_REFCNT_SUFFIX)
+            try:
+                reference = kstrtoul(inner, bits)
+            except NumberError as error:
+                self._fail(1, at, Refusal.BAD_REFCNT, error.errno)
+        digits, percent, suffix = text.partition("%")
+        if percent and suffix != "return":
+            self._fail(1, start + len(digits), Refusal.BAD_ADDR_SUFFIX)
+        try:
+            offset = kstrtoul(digits, bits)
+        except NumberError as error:
+            self._fail(1, start, Refusal.BAD_UPROBE_OFFS, error.errno)
+        return FilePlace(path, offset, reference, self._scope.convention.word), bool(percent)
 
 
 def _auto_name(place: Place, is_return: bool) -> str:
@@ -255,5 +506,4 @@ def _auto_name(place: Place, is_return: bool) -> str:
     kind = "r" if is_return else "p"
     if place.symbol is None:
         return f"{kind}_0x{place.address:x}"
-    module = "" if place.module is None else f"{place.module}_"
-    return re.sub(r"[.:]", "_", f"{kind}_{module}{place.symbol}_{place.offset}")[: MAX_NAME - 1]
+    return re.sub(r"[.:]", "_", f"{kind}_{_symbol(place)}_{place.offset}"[: MAX_NAME - 1])

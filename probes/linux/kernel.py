@@ -5,14 +5,13 @@ Rules: pure; no guest memory is read. Types and addresses come from the image's 
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from emu.iface import Machine, SymbolTable
-from probes.linux.btf import Btf, BtfError, Kind
+from probes.btf import Btf, BtfError, Kind, parse_btf
 
 # BTF has the types of per-cpu variables only (until 6.16). These are the ones drgn's helpers and ours ask for; the same
 # from 5.10 to 6.12, unless said.
@@ -76,12 +75,6 @@ class KernelTypes:
             return VARIABLES[name]
         found = self.btf.find(name, Kind.VAR)
         return found.target if found else None
-
-
-@functools.lru_cache(maxsize=4)
-def parse_btf(data: bytes, pointer_size: int) -> Btf:
-    """A Btf is large and never changes: machines with the same kernel share it. BtfError."""
-    return Btf(data, pointer_size)
 
 
 def kernel_types(machine: Machine) -> KernelTypes | str:

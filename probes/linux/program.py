@@ -15,8 +15,8 @@ from typing import Final
 import drgn
 
 from emu.iface import Machine, MemoryFault
+from probes.btf import BtfError
 from probes.errors import ProbeError
-from probes.linux.btf import BtfError
 from probes.linux.kernel import KernelTypes
 from probes.linux.types import TypeMaker
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from emu.iface import Cpu, Memory, MemoryFault
+from probes.btf import BtfError
 from probes.fetch import Task, UnknownTask
-from probes.linux.btf import BtfError
 from probes.linux.kernel import KernelTypes
 
 COMM_SIZE: Final = 16  # TASK_COMM_LEN, include/linux/sched.h

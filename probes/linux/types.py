@@ -11,7 +11,7 @@ from typing import Final
 
 import drgn
 
-from probes.linux.btf import Btf, BtfError, Kind, Member, Type
+from probes.btf import Btf, BtfError, Kind, Member, Type
 
 _ORDER: Final = "little"
 _KINDS: Final = {

@@ -179,7 +179,6 @@ def test_an_unknown_symbol_brings_a_suggestion(manager: Manager) -> None:
     [
         ("uprobe", "p /bin/sh:1", {}),
         ("kretprobe", "p open", {}),
-        ("kretprobe", "r open n=$arg1", {}),
         ("kretprobe", "r open", {"maxactive": "0"}),
         ("kretprobe", "r open", {"shadow": True, "trampoline": True}),
         ("kprobe", "p open", {"shadow": True}),

@@ -52,6 +52,20 @@ def test_ip_is_the_return_address_and_sp_the_callers(way: Way) -> None:
     assert fields["ip"] == seen[0][0]
 
 
+def test_arguments_of_the_entry_are_shown_at_the_return(way: Way) -> None:
+    """[S] kretprobe_entry_arg: the return event shows what the entry event shows, each call its own."""
+    run = Returns(way, "calls=1")
+    run.manager.add("kprobe", "p:entry fib n=$arg1:u32")
+    add(run, "r20:exit fib n=$arg1:u32")
+    run.run()
+    seen: dict[str, list[object]] = {"entry": [], "exit": []}
+    for record in run.manager.trace.last():
+        seen[record.event].append(record.arguments[0][2])
+    assert seen["entry"][:3] == [6, 5, 4]
+    assert sorted(map(str, seen["exit"])) == sorted(map(str, seen["entry"]))
+    assert seen["exit"] != seen["entry"]  # the innermost returns first
+
+
 def test_suffix_lists_as_the_letter(way: Way) -> None:
     """`p f%return` is `r f`; the default of maxactive is shown, as the kernel shows it once it is armed."""
     assert add(Returns(way, ""), "p:e target%return") == add(Returns(way, ""), "r:e target") == ["r10:kprobes/e target"]

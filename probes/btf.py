@@ -7,6 +7,7 @@ kernel has a hundred thousand. Source: Linux 6.12, Documentation/bpf/btf.rst and
 from __future__ import annotations
 
 import enum
+import functools
 import struct
 from array import array
 from collections.abc import Iterator
@@ -301,3 +302,9 @@ class Btf:
             case Kind.FUNC_PROTO:
                 return f"{self.spell(found.target)} (*)()"
         return found.name or found.kind.name.lower()
+
+
+@functools.lru_cache(maxsize=4)
+def parse_btf(data: bytes, pointer_size: int) -> Btf:
+    """A Btf is large and never changes: those who read the same kernel share it. BtfError."""
+    return Btf(data, pointer_size)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes.linux.btf import Btf, BtfError, Kind, Member
+from probes.btf import Btf, BtfError, Kind, Member
 
 
 class Maker:

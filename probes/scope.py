@@ -1,0 +1,85 @@
+"""What definitions are read against: a kernel's symbols, text and types, of a running guest or of an image on disk.
+
+Rules: reads only. Implements `spec.KernelScope`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from emu.iface import MemoryFault, SymbolTable
+from emu.insn import InvalidInstruction, decode
+from probes.arch import Convention
+from probes.btf import Btf, BtfError, parse_btf
+
+_ENDBR_SIZE = 4
+
+
+class ReadableMemory(Protocol):
+    def read(self, vaddr: int, size: int, /) -> bytes:
+        """MemoryFault where nothing is mapped."""
+        ...
+
+
+class KernelText(Protocol):
+    """The part of `emu.iface.Machine` that a kernel's image has, too."""
+
+    @property
+    def bits(self) -> int: ...
+
+    @property
+    def symbols(self) -> SymbolTable: ...
+
+    @property
+    def memory(self) -> ReadableMemory: ...
+
+
+class GuestScope:
+    """KernelScope over a kernel's text. `read_types` gives its .BTF section, empty where it has none; it is called
+    when a definition first needs types."""
+
+    def __init__(self, text: KernelText, convention: Convention, read_types: Callable[[], bytes]) -> None:
+        self._text = text
+        self._convention = convention
+        self._read_types = read_types
+        self._types: Btf | None = None
+        self._no_types: str | None = None
+
+    @property
+    def convention(self) -> Convention:
+        return self._convention
+
+    @property
+    def types(self) -> Btf | None:
+        if self._types is None and self._no_types is None:
+            data = self._read_types()
+            try:
+                if not data:
+                    raise BtfError("the kernel's image has no BTF (CONFIG_DEBUG_INFO_BTF)")
+                self._types = parse_btf(data, self._convention.word)
+            except BtfError as error:
+                self._no_types = f"names of arguments and types are not available because {error}"
+        return self._types
+
+    @property
+    def no_types(self) -> str | None:
+        return None if self.types is not None else self._no_types
+
+    def count(self, symbol: str) -> int:
+        return len(self._text.symbols.lookup(symbol))
+
+    def is_entry(self, symbol: str, offset: int) -> bool | None:
+        """Linux moves a probe on an ENDBR behind it and still calls that the entry."""
+        named = self._text.symbols.lookup(symbol)
+        found = self._text.symbols.find(named[0].address + offset) if named else None
+        if found is None:
+            return None
+        return found[1] == 0 or (found[1] == _ENDBR_SIZE and starts_with_endbr(self._text, found[0].address))
+
+
+def starts_with_endbr(text: KernelText, address: int) -> bool:
+    try:
+        return decode(text.memory.read(address, _ENDBR_SIZE), address, text.bits).mnemonic.startswith("endbr")
+    except (MemoryFault, InvalidInstruction):
+        return False
