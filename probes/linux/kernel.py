@@ -1,17 +1,19 @@
 """What is known of one kernel image: its types, its release, and where its variables are.
 
-Rules: pure; no guest memory is read. Types and addresses come from the image's own .BTF and kallsyms.
+Rules: pure; no guest memory is read. Types and addresses come from the image's own .BTF and
+kallsyms, or, where a kernel has none (Debian's i386), from a profile that belongs to exactly that build (profile.py).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 from emu.iface import Machine, SymbolTable
 from probes.btf import Btf, BtfError, Kind, parse_btf
+from probes.linux.profile import ProfileError, find_profile
 
 # BTF has the types of per-cpu variables only (until 6.16). These are the ones drgn's helpers and ours ask for; the same
 # from 5.10 to 6.12, unless said.
@@ -47,7 +49,7 @@ class LinuxGuest(Protocol):
 @dataclass(frozen=True, slots=True)
 class KernelTypes:
     """One kernel. `page_tables`: virtual address of the kernel's own top-level table. The image's physical addresses
-    are its virtual ones less `virtual_offset`. `known`: addresses of variables that the kernel's symbols lack.
+    are its virtual ones less `virtual_offset`. `known`: name -> (address, type) of variables its symbols lack.
     """
 
     release: str
@@ -55,7 +57,12 @@ class KernelTypes:
     symbols: SymbolTable
     page_tables: int
     virtual_offset: int
-    known: Mapping[str, int] = field(default_factory=dict)
+    known: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+
+    @property
+    def profiled(self) -> bool:
+        """Types and variables are a profile's: there are no types of functions."""
+        return bool(self.known)
 
     @property
     def root(self) -> int:
@@ -65,12 +72,14 @@ class KernelTypes:
     def address(self, name: str) -> int | None:
         """Of a variable or function; of a per-cpu variable its offset."""
         if name in self.known:
-            return self.known[name]
+            return self.known[name][0]
         found = self.symbols.lookup(name)
         return found[0].address if found else None
 
     def variable_type(self, name: str) -> str | int | None:
         """The type of a variable: spelled, a BTF id, or unknown."""
+        if name in self.known:
+            return self.known[name][1]
         if name in VARIABLES:
             return VARIABLES[name]
         found = self.btf.find(name, Kind.VAR)
@@ -85,14 +94,19 @@ def kernel_types(machine: Machine) -> KernelTypes | str:
     release = _RELEASE.search(guest.title)
     if release is None:
         return "the kernel's release is not known"
-    data = guest.btf()
-    if not data:
-        return "the kernel has no type information of its own (BTF)"
+    known: Mapping[str, tuple[int, str]] = {}
     try:
+        data = guest.btf()
+        if not data:
+            profile = find_profile(guest.build_id)
+            if profile is None:
+                return f"the kernel has no type information of its own (BTF), and there is no profile of {release[1]}"
+            data, known = profile.btf, profile.variables
         btf = parse_btf(data, guest.bits // 8)
-    except BtfError as error:
+    except (BtfError, ProfileError) as error:
         return f"the kernel's type information is wrong: {error}"
-    tables = next((found[0].address for name in _PAGE_TABLES if (found := machine.symbols.lookup(name))), None)
+    kernel = KernelTypes(release[1], btf, machine.symbols, 0, guest.virtual_offset, known)
+    tables = next((found for name in _PAGE_TABLES if (found := kernel.address(name)) is not None), None)
     if tables is None:
-        return "its symbols do not say where its page tables are"
-    return KernelTypes(release[1], btf, machine.symbols, tables, guest.virtual_offset)
+        return "the kernel's symbols do not say where its page tables are"
+    return replace(kernel, page_tables=tables)

@@ -15,7 +15,7 @@ from typing import Final
 from drgn import Object, Program, cast
 from drgn.helpers.linux.fs import for_each_file, inode_for_each_page, path_lookup
 from drgn.helpers.linux.list import list_for_each_entry
-from drgn.helpers.linux.mm import for_each_vma, page_index, page_to_phys
+from drgn.helpers.linux.mm import for_each_vma, page_index, page_to_pfn
 from drgn.helpers.linux.pid import find_task, for_each_task
 from drgn.helpers.linux.printk import PrintkRecord, get_printk_records
 from drgn.helpers.linux.xarray import xa_is_value, xa_load
@@ -170,12 +170,12 @@ class Linux:
             if not entry or xa_is_value(entry):
                 return None
             page = cast(program.type("struct page *"), entry)  # of a large folio the first
-            return int(page_to_phys(page)) + (index - int(page_index(page))) * PAGE
+            return (int(page_to_pfn(page)) + index - int(page_index(page))) * PAGE
 
     def pages(self, inode: Object) -> list[tuple[int, int]]:
         """(index, physical address) of all of a file that is in the page cache; of a large folio its first page."""
         with self.asking("the page cache is"):
-            return [(index, int(page_to_phys(page))) for index, page in inode_for_each_page(inode)]
+            return [(index, int(page_to_pfn(page)) * PAGE) for index, page in inode_for_each_page(inode)]
 
     def read_file(self, inode: Object, offset: int, size: int) -> bytes:
         """A file's bytes from the page cache. MemoryFault, with the offset, where a page is not in it."""

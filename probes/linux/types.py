@@ -51,7 +51,8 @@ class TypeMaker:
     def find(self, _program: drgn.Program, kinds: drgn.TypeKindSet, name: str, _file: str | None) -> drgn.Type | None:
         """drgn's type finder."""
         for kind in kinds:
-            found = self._btf.find(_GCC.get(name, name), *_KINDS.get(kind, ()))
+            wanted = _KINDS.get(kind, ())
+            found = self._btf.find(name, *wanted) or self._btf.find(_GCC.get(name, name), *wanted)
             if found is not None and (found.kind is not Kind.INT or found.boolean is (kind == drgn.TypeKind.BOOL)):
                 return self.make(found.id)
         return None
