@@ -54,6 +54,9 @@ _INTR = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p
 _CODE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_void_p)
 _INSN = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
 _VOID = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
+_MEM = ctypes.CFUNCTYPE(
+    None, ctypes.c_void_p, ctypes.c_int, ctypes.c_uint64, ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
+)
 _OUT = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_uint32, ctypes.c_void_p)
 _IN = ctypes.CFUNCTYPE(ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_void_p)
 
@@ -347,6 +350,21 @@ class Engine:
     def remove_pc_hook(self, vaddr: int) -> None:
         handle, _ = self._pc_hooks.pop(vaddr)
         self._check(_lib.uc_hook_del(self._handle, handle))
+
+    def add_memory_hook(self, write: bool, first: int, last: int, call: Callable[[bool, int, int], None]) -> object:
+        """`call(write, paddr, size)` before each store, or each load, that begins at physical `first` to `last`.
+
+        Of 8 bytes at most (wider ones come in parts); one that crosses a page comes once, with where it begins. Also
+        for one that then faults. Code translated while there was no hook of this direction has no calls.
+        -> what `remove_memory_hook` takes. Not from a hook.
+        """
+        callback = _MEM(lambda _u, _kind, paddr, size, _v, _d: self._guard(call, write, paddr, size))
+        kind = unicorn.UC_HOOK_MEM_WRITE if write else unicorn.UC_HOOK_MEM_READ
+        return self._hook(kind, callback, first, last), callback
+
+    def remove_memory_hook(self, hook: object) -> None:
+        assert isinstance(hook, tuple)  # opaque to everybody else
+        self._check(_lib.uc_hook_del(self._handle, hook[0]))
 
     def _guard(self, call: Callable[..., Any], *arguments: Any) -> Any:
         try:

@@ -66,6 +66,26 @@ class Breakpoint:
     hardware: bool = False
 
 
+class WatchKind(enum.Enum):
+    """Which accesses a watchpoint stops after, in GDB's words."""
+
+    WRITE = "watch"
+    READ = "rwatch"
+    ACCESS = "awatch"
+
+
+@dataclass(frozen=True, slots=True)
+class Watchpoint:
+    """The instruction before `pc`, or an interrupt that was delivered to `pc`, accessed memory that is watched.
+
+    `address` is the first byte of the access that the watchpoint, of `kind`, is on.
+    """
+
+    pc: int
+    kind: WatchKind
+    address: int
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """One instruction was executed for a debugger; `pc` is the next one."""
@@ -147,6 +167,7 @@ class Defect:
 
 Stop: TypeAlias = (
     Breakpoint
+    | Watchpoint
     | Step
     | Interrupted
     | Budget
@@ -506,6 +527,17 @@ class Machine(Protocol):
         ...
 
     def remove_breakpoint(self, vaddr: int, hardware: bool = False) -> None: ...
+
+    def insert_watchpoint(self, kind: WatchKind, vaddr: int, size: int) -> None:
+        """Idempotent; any number, any length up to 256 MiB. What is not mapped yet waits until it is.
+
+        It costs speed while it is there: every load or every store, as `kind` asks, is slower.
+        """
+        ...
+
+    def remove_watchpoint(self, kind: WatchKind, vaddr: int, size: int) -> None:
+        """Nothing happens where there is none."""
+        ...
 
     def call(self, target: int, gpr: Mapping[int, int], stack: bytes, budget: int) -> Sequence[int]:
         """In ring 0, inside a trap handler or between runs: run the guest function at `target` until it returns.

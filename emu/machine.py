@@ -21,6 +21,7 @@ from emu.iface import (
     MemoryFault,
     Step,
     Stop,
+    WatchKind,
 )
 from emu.images.plan import Image
 from emu.insn import MAX_INSN_SIZE, InvalidInstruction, decode
@@ -109,6 +110,7 @@ class Machine(RunLoop):
         self._poll_at, self.halted = state["poll_at"], state["halted"]
         self._stop, self._passed, self._in_place, self._skip_breakpoint = None, None, None, None
         self._followers.clear()
+        self.watched.forget()
         self.console.reset(state["console"])
         self.window.forget()
         self.words.forget()
@@ -140,6 +142,7 @@ class Machine(RunLoop):
     def step(self, *, into_interrupts: bool = False) -> Stop:
         """One instruction, whatever stands on it. Interrupts that are due are taken and finished first, so that a
         step neither lands in a handler nor moves the guest's timeline; or with `into_interrupts`, entered."""
+        self.watched.forget()
         stop = self._reported(self._guarded(lambda: self._step(into_interrupts)))
         if not isinstance(stop, Breakpoint):
             self._skip_breakpoint = None
@@ -213,6 +216,13 @@ class Machine(RunLoop):
         self.text.disarm(vaddr, self._debugger_hardware if hardware else self._debugger)
         self._conditions.pop((vaddr, hardware), None)
 
+    def insert_watchpoint(self, kind: WatchKind, vaddr: int, size: int) -> None:
+        """See iface.Machine.insert_watchpoint; `watched` does it."""
+        self.watched.insert(kind, vaddr, size)
+
+    def remove_watchpoint(self, kind: WatchKind, vaddr: int, size: int) -> None:
+        self.watched.remove(kind, vaddr, size)
+
     def remove_breakpoints(self) -> None:
         """All of a debugger's: it went away."""
         self._conditions.clear()
@@ -261,7 +271,8 @@ class Machine(RunLoop):
         engine, cpu = self.engine, self.cpu
         counted, limit, kept, base = engine.counter[0], engine.limit[0], cpu.set_aside(), self._base
         run = (self._in_place, self._passed, self._skip_breakpoint, self.halted)
-        poll_at = self._poll_at
+        poll_at, muted = self._poll_at, self.watched.muted
+        self.watched.muted = True
         self._base, engine.counter[0] = base + counted, 0
         self._in_place, self._passed, self._skip_breakpoint, self.halted = None, None, None, False
         finished = False
@@ -274,6 +285,7 @@ class Machine(RunLoop):
             cpu.forget_exception()
             self._base, engine.counter[0], engine.limit[0] = base, counted, limit
             self._in_place, self._passed, self._skip_breakpoint, self.halted = run
+            self.watched.muted = muted
             if self._poll_at != poll_at:
                 self._poll_at = self.clock.instructions  # an interrupt was raised, at a time that has not come
             self._look_again()

@@ -9,12 +9,26 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 LONGEST_NS = 3_600 * 1_000_000_000  # one wait; the machine asks again
 
 
+class Pacer(Protocol):
+    """Lets an idle machine wait for the world instead of skipping time."""
+
+    def idle(self, until_ns: int | None) -> int | None:
+        """Nothing to do before virtual time `until_ns` (None: no timer). -> the time to go on at, None to stop waiting
+        for ever (nothing can come any more). Returns early when input arrives or a stop is requested."""
+        ...
+
+    def wake(self) -> None:
+        """From any thread: end an `idle` in progress."""
+        ...
+
+
 class WallPacer:
-    """Implements machine.Pacer over `now_ns`, the guest's virtual time."""
+    """Implements Pacer over `now_ns`, the guest's virtual time."""
 
     def __init__(self, now_ns: Callable[[], int]) -> None:
         self._now_ns = now_ns

@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable
-from typing import Protocol
 
 from emu import traps as t
 from emu.calls import GuestCalls
@@ -35,14 +34,17 @@ from emu.iface import (
     TrapClient,
     TripleFault,
     Verdict,
+    Watchpoint,
 )
 from emu.memory import GuestMemory
+from emu.pace import Pacer
 from emu.ram import Ram
 from emu.registers import GuestRegisters
 from emu.symbols import SymbolTable
 from emu.text import ArmedText, Place
 from emu.traps import GuestFault, Traps, TripleFaulted
 from emu.vex import VexGuard
+from emu.watch import WatchedMemory
 from emu.window import SlotWindow
 from emu.words import SubstitutedWords
 
@@ -52,19 +54,6 @@ IDLE_TIMERS = 10_000  # timers that may fire in HLT without an interrupt before 
 
 Watch = Callable[[], Stop | None]
 Condition = Callable[[], bool]
-
-
-class Pacer(Protocol):
-    """Lets an idle machine wait for the world instead of skipping time."""
-
-    def idle(self, until_ns: int | None) -> int | None:
-        """Nothing to do before virtual time `until_ns` (None: no timer). -> the time to go on at, None to stop waiting
-        for ever (nothing can come any more). Returns early when input arrives or a stop is requested."""
-        ...
-
-    def wake(self) -> None:
-        """From any thread: end an `idle` in progress."""
-        ...
 
 
 class Watcher:
@@ -93,6 +82,8 @@ class RunLoop:
         self.breaks = CodeBreaks(self.ram, self.cpu, self.engine)
         self.window = SlotWindow(self.ram, self.cpu, self.engine)
         self._vex = VexGuard(self.cpu, self.engine, self.text, Watcher(lambda: None))
+        self.watched = WatchedMemory(self.ram, self.cpu, self.engine, self.text, Watcher(self._before_control_write))
+        self.traps.on_access = self.watched.accessed
         self.words = SubstitutedWords(self.ram, self.cpu)
         self.memory = GuestMemory(self.ram, self.cpu, self.engine, self.text, self.words)
         self.registers = GuestRegisters(self.cpu, self.engine, self.traps, self._leave_halt)
@@ -144,6 +135,7 @@ class RunLoop:
             self._passed = None
         if skip is not None and skip[0] != pc and self._skip_since == self.clock.instructions:
             self._skip_breakpoint = None  # a debugger has moved the pc away
+        self.watched.forget()
         return self._reported(
             self._guarded(lambda: self._loop(lambda: end is not None and self.clock.instructions >= end, end))
         )
@@ -164,6 +156,10 @@ class RunLoop:
 
     def _loop(self, done: Callable[[], bool], end: int | None) -> Stop:
         while self._stop is None:
+            hit = self.watched.hit
+            if hit is not None and not self.window.contains(self.cpu.pc):
+                self.watched.forget()
+                return Watchpoint(self.cpu.linear_pc, hit.kind, hit.address)
             if self._stop_requested and not self.window.contains(self.cpu.pc):
                 self._stop_requested = False
                 return Interrupted(self.cpu.linear_pc)
@@ -192,7 +188,7 @@ class RunLoop:
             self._idle()
             return
         self._take_events()
-        if self._stop is not None:
+        if self._stop is not None or (self.watched.hit is not None and not self.window.contains(self.cpu.pc)):
             return
         place = self._in_place or self._breakpoint_to_skip()
         if place is not None:
@@ -200,7 +196,8 @@ class RunLoop:
             self._step_over(place)
             return
         now = self.clock.instructions
-        limit = now + (1 if self._followers or self._stop_requested else SLICE)  # asked to stop: out of a slot first
+        hurry = self._followers or self._stop_requested or self.watched.hit is not None  # out of a slot, then stop
+        limit = now + (1 if hurry else SLICE)
         event = self._next_event()
         if event is not None and event < limit:
             limit = event
@@ -210,6 +207,7 @@ class RunLoop:
 
     def _enter(self, limit: int) -> None:
         engine, cpu = self.engine, self.cpu
+        self.watched.prepare()
         self.breaks.put_in()
         cpu.running = True
         engine.counter[0] = 0
@@ -229,7 +227,7 @@ class RunLoop:
         if engine.failure is not None:
             self._report_failure()
         self.halted = halted and self._stop is None
-        again = [self._vex.arm(), self.text.reclaim(), self.breaks.reclaim()]
+        again = [self._vex.arm(), self.watched.arm(), self.text.reclaim(), self.breaks.reclaim()]
         if any(again) and not retired:
             self._enter(limit)  # nothing has happened yet: the same stretch, with the places armed
 
@@ -343,6 +341,8 @@ class RunLoop:
 
     def on_interrupt(self, vector: int) -> None:
         cpu = self.cpu
+        if vector in t.FAULTS:
+            self.watched.forget()  # what this instruction accessed before it faulted
         if vector == t.BP and cpu.software_interrupt and self._on_int3():
             return
         if vector == t.PF and cpu.cr(2) == cpu.linear_pc and self._breaks_at_fetch():
@@ -431,8 +431,14 @@ class RunLoop:
 
     def on_translated(self, pc: int, code: bytes) -> None:
         self._vex.look(pc, code)
+        self.watched.look(pc, code)
         self.text.look(pc, code)
         self.breaks.look(pc, code)
+
+    def _before_control_write(self) -> None:
+        """Page tables are about to be switched: watchpoints are translated anew before the next instruction."""
+        if self.cpu.running:
+            self.engine.stop_here()
 
     def uncount(self, instructions: int) -> None:
         """Inside a trap handler: take instructions of ours (an int3, a jump back) off the clock."""
@@ -450,6 +456,7 @@ class RunLoop:
         if self.traps.switched_tables:
             self.traps.switched_tables = False
             self.engine.flush_tlb()
+            self._before_control_write()
 
     def _answered(self, verdict: Verdict | Stop) -> bool:
         """Carry out a trap client's answer; False if the guest must see the trap."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import struct
+from collections.abc import Callable
 from typing import NamedTuple
 
 from emu import cpustate as c
@@ -98,6 +99,7 @@ class Traps:
         self.cpu = cpu
         self.ram = ram
         self.switched_tables = False  # a task switch loaded CR3: the machine has the engine forget its page walks
+        self.on_access: Callable[[int, int, bool], None] | None = None  # (vaddr, size, write) of each data access
         self._known: dict[tuple[int, bool, bool], _KnownWalk] = {}
 
     def deliver(
@@ -159,13 +161,26 @@ class Traps:
         return page.paddr
 
     def read(self, vaddr: int, size: int, user: bool = False) -> bytes:
-        """Bytes as the processor would load them; GuestFault(#PF) where it could not."""
+        """Bytes as the processor would fetch or load them; GuestFault(#PF) where it could not."""
         paddr = self._physical(vaddr, False, user)
         room = 0x1000 - (vaddr & 0xFFF)
         if size <= room:
             return self.ram.map[paddr : paddr + size]
         rest = self._physical(vaddr + room, False, user)
         return self.ram.map[paddr : paddr + room] + self.ram.map[rest : rest + size - room]
+
+    def _load(self, vaddr: int, size: int) -> bytes:
+        """`read`, as a data access that watchpoints see."""
+        data = self.read(vaddr, size)
+        if self.on_access is not None:
+            self.on_access(vaddr, size, False)
+        return data
+
+    def _store(self, vaddr: int, data: bytes, user: bool = False) -> None:
+        """`write`, as a data access that watchpoints see."""
+        self.write(vaddr, data, user)
+        if self.on_access is not None:
+            self.on_access(vaddr, len(data), True)
 
     def write(self, vaddr: int, data: bytes, user: bool = False) -> None:
         """Store as the processor would: nothing is written where a part would fault."""
@@ -183,7 +198,7 @@ class Traps:
         base, limit = self.cpu.table("ldt" if selector & 4 else "gdt")
         if (selector | 7) > limit:
             raise GuestFault(vector, (selector & ~3) | ext)
-        entry = self.read((base + (selector & ~7)) & _mask(self.cpu), 8)
+        entry = self._load((base + (selector & ~7)) & _mask(self.cpu), 8)
         return _decode(selector, int.from_bytes(entry, "little"))
 
     # ------------------------------------------------------------------------------------------------- into the gate
@@ -206,10 +221,10 @@ class Traps:
         table = cpu.system_segment("idt")
         if vector * 4 + 3 > table.limit:
             raise GuestFault(GP)
-        pc, selector = struct.unpack("<HH", self.read(table.base + vector * 4, 4))
+        pc, selector = struct.unpack("<HH", self._load(table.base + vector * 4, 4))
         sp = (cpu.gpr[4] - 6) & 0xFFFF
         frame = struct.pack("<HHH", cpu.pc & 0xFFFF, cpu.selector(CS), cpu.eflags & 0xFFFF)
-        self.write(cpu.segment(SS).base + sp, frame)
+        self._store(cpu.segment(SS).base + sp, frame)
         cpu.gpr[4] = (cpu.gpr[4] & ~0xFFFF) | sp
         cpu.pc = pc
         cpu.set_segment(CS, selector, selector << 4, 0xFFFF, cpu.segment(CS).flags)
@@ -233,7 +248,7 @@ class Traps:
         index_code = vector * 8 + 2 + ext
         if vector * 16 + 15 > limit:
             raise GuestFault(GP, index_code)
-        low, selector, ist, kind, middle, high, _ = _GATE64.unpack(self.read(base + vector * 16, 16))
+        low, selector, ist, kind, middle, high, _ = _GATE64.unpack(self._load(base + vector * 16, 16))
         if kind & 0x1F not in (_INT32, _TRAP32) or (software and (kind >> 5) & 3 < cpl):
             raise GuestFault(GP, index_code)
         if not kind & 0x80:
@@ -249,7 +264,7 @@ class Traps:
         changes = level < cpl
         if ist & 7 or changes:
             slot = _TSS64["ist"] + 8 * ((ist & 7) - 1) if ist & 7 else _TSS64["rsp"] + 8 * level
-            sp = int.from_bytes(self.read(cpu.table("tr")[0] + slot, 8), "little")
+            sp = int.from_bytes(self._load(cpu.table("tr")[0] + slot, 8), "little")
         frame = _FRAME64.pack(cpu.pc, cpu.selector(CS), self._pushed_flags(vector, software), old_sp, cpu.selector(SS))
         if code is not None and vector in WITH_ERROR_CODE:
             frame = code.to_bytes(8, "little") + frame
@@ -257,7 +272,7 @@ class Traps:
         sp = (top - len(frame)) & _MASK64
         if not canonical(sp) or not canonical((top - 1) & _MASK64):
             raise GuestFault(SS_FAULT, ext)
-        self.write(sp, frame, user=level == 3)
+        self._store(sp, frame, user=level == 3)
         cpu.gpr[4] = sp
         cpu.pc = pc
         cpu.set_segment(CS, (selector & ~3) | level, target.base, target.limit, target.flags)
@@ -278,7 +293,7 @@ class Traps:
         index_code = vector * 8 + 2 + ext
         if vector * 8 + 7 > table.limit:
             raise GuestFault(GP, index_code)
-        low, selector, _, kind, high = _GATE32.unpack(self.read(table.base + vector * 8, 8))
+        low, selector, _, kind, high = _GATE32.unpack(self._load(table.base + vector * 8, 8))
         gate = kind & 0x1F
         if gate not in (_TASK_GATE, _INT16, _TRAP16, _INT32, _TRAP32) or (software and (kind >> 5) & 3 < cpu.cpl):
             raise GuestFault(GP, index_code)
@@ -307,7 +322,7 @@ class Traps:
         sp = (sp - (4 if wide else 2) * len(frame)) & mask
         cut = 0xFFFFFFFF if wide else 0xFFFF
         data = struct.pack(f"<{len(frame)}{'I' if wide else 'H'}", *(word & cut for word in frame))
-        self.write((stack.base + sp) & 0xFFFFFFFF, data, user=level == 3)
+        self._store((stack.base + sp) & 0xFFFFFFFF, data, user=level == 3)
         cpu.gpr[4] = (cpu.gpr[4] & ~mask & 0xFFFFFFFF) | sp
         cpu.pc = (low | high << 16) & cut
         cpu.set_segment(CS, (selector & ~3) | level, target.base, target.limit, target.flags)
@@ -321,7 +336,7 @@ class Traps:
 
     def _inner_stack(self, level: int, ext: int) -> tuple[int, c.Segment]:
         task = self.cpu.system_segment("tr")
-        sp, selector = struct.unpack("<II", self.read(task.base + _TSS32["stacks"] + 8 * level, 8))
+        sp, selector = struct.unpack("<II", self._load(task.base + _TSS32["stacks"] + 8 * level, 8))
         selector &= 0xFFFF
         if not selector & ~3:
             raise GuestFault(TS, ext)
@@ -339,12 +354,12 @@ class Traps:
         if found.flags & 0x1F00 != _TSS_AVAILABLE << 8 or found.limit < 103 or selector & 4:
             raise GuestFault(GP, (selector & ~3) | ext)
         old = cpu.system_segment("tr")
-        new = bytearray(self.read(found.base, 104))
+        new = bytearray(self._load(found.base, 104))
         state = struct.pack("<2I8I6I", cpu.pc, cpu.eflags, *cpu.gpr[:8], *(cpu.selector(i) for i in range(6)))
-        self.write(old.base + _TSS32["eip"], state)
-        self.write(found.base, struct.pack("<I", old.selector))
+        self._store(old.base + _TSS32["eip"], state)
+        self._store(found.base, struct.pack("<I", old.selector))
         table = cpu.system_segment("gdt").base
-        self.write(table + (selector & ~7) + 4, struct.pack("<I", found.flags | (_TSS_BUSY << 8)))
+        self._store(table + (selector & ~7) + 4, struct.pack("<I", found.flags | (_TSS_BUSY << 8)))
         fields = struct.unpack_from("<3I8I6II", new, _TSS32["cr3"])
         cr3, pc, flags, gpr, segments, ldt = fields[0], fields[1], fields[2], fields[3:11], fields[11:17], fields[17]
         cpu.set_cr(3, cr3)
@@ -368,7 +383,7 @@ class Traps:
         cpu.recompute_hflags()
         if code is not None:
             cpu.gpr[4] = (cpu.gpr[4] - 4) & 0xFFFFFFFF
-            self.write(cpu.segment(SS).base + cpu.gpr[4], struct.pack("<I", code))
+            self._store(cpu.segment(SS).base + cpu.gpr[4], struct.pack("<I", code))
 
     # --------------------------------------------------------------------------------------------- system-call entry
 

@@ -60,7 +60,7 @@ def _judge(stop: iface.Stop | None) -> tuple[int, str]:
             return NOT_REACHED, f"halted for good at {pc:#x}: {reason}"
         case iface.Defect(report=report):
             return DEFECT, f"a defect of gdbstub; please report this:\n{report}"
-        case iface.Breakpoint(pc=pc) | iface.Step(pc=pc) | iface.Interrupted(pc=pc):
+        case iface.Breakpoint(pc=pc) | iface.Watchpoint(pc=pc) | iface.Step(pc=pc) | iface.Interrupted(pc=pc):
             return SUCCESS, f"stopped at {pc:#x}"
 
 

@@ -21,6 +21,7 @@ import trio
 
 from emu.iface import Stop
 from emu.runner import Runner
+from gdbstub.actions import Action, Detach, Kill, Resume, Send
 from gdbstub.address import Address, AddressError, Stdio, Tcp, Unix
 from gdbstub.rsp import (
     NEED_DATA,
@@ -34,7 +35,7 @@ from gdbstub.rsp import (
     Packet,
     TooLong,
 )
-from gdbstub.session import Action, Detach, Kill, Resume, Send, Session
+from gdbstub.session import Session
 
 _PORTION: Final = 0x4000  # bytes read at once; gdb's packets are short, and large buffers cost time to make
 _BACKLOG: Final = 16

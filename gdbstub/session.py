@@ -13,14 +13,14 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final
 
 from emu.arch import Arch
 from emu.iface import Breakpoint, Machine, MachineError, MemoryFault, Step, Stop
 from gdbstub import stops
+from gdbstub.actions import Action, Detach, Kill, Resume, Send
 from gdbstub.agent import Agent, StateVariables
-from gdbstub.conditions import Decision, decision
+from gdbstub.breakpackets import BreakPackets
 from gdbstub.filepackets import FilePackets
 from gdbstub.files import FileError, FileTree
 from gdbstub.monitor import Monitor
@@ -33,51 +33,12 @@ from gdbstub.tracepoints import Tracing
 MONITOR_STATUS: Final = "monitor-status+"
 """Our own feature word: a client that says it gets E01 after the text of a refused `qRcmd`, where gdb gets OK."""
 
-MAX_BREAKPOINTS: Final = 4096
 MAX_WAITING_LINES: Final = 4096  # of output that the client does not keep up with; the oldest go first
 PROCESS: Final = 1
 THREAD: Final = 1
 
-# -------------------------------------------------------------------------------------------------------------- actions
 
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Send these payloads, one packet each. With `start_no_ack` nothing is acknowledged from the next packet on."""
-
-    payloads: tuple[bytes, ...]
-    start_no_ack: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Resume:
-    """Let the guest run through `Session.advance`; the reply is what `Session.stopped` says of the stop.
-
-    `step` is one instruction, or with `stop_range` (first, end) as many as stay inside it.
-    """
-
-    step: bool = False
-    stop_range: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Detach:
-    """Send `payload`; the debugger lets the guest go on."""
-
-    payload: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Kill:
-    """The debugger ends the machine; `payload` is sent first where it isn't None."""
-
-    payload: bytes | None
-
-
-Action: TypeAlias = Send | Resume | Detach | Kill
-
-
-class Session(TargetPackets, FilePackets, TracePackets):
+class Session(TargetPackets, BreakPackets, FilePackets, TracePackets):
     """The state of one connection, whether it has become the debugger or only asks monitor commands.
 
     `wake` is called, in the machine's thread, when `take_output` has something. `files`, `monitor` and `tracing` are
@@ -96,6 +57,8 @@ class Session(TargetPackets, FilePackets, TracePackets):
         wake: Callable[[], None] = lambda: None,
     ) -> None:
         TargetPackets.__init__(self, machine, arch, packet_size)
+        variables = tracing.variables if tracing else StateVariables()
+        BreakPackets.__init__(self, Agent(machine, arch, variables, self._print))
         FilePackets.__init__(self, files)
         TracePackets.__init__(self, tracing)
         self.attached = False
@@ -104,8 +67,6 @@ class Session(TargetPackets, FilePackets, TracePackets):
         self.monitor = monitor
         self._wake = wake
         self._client: frozenset[str] = frozenset()
-        self._breakpoints: dict[tuple[int, bool], Decision | None] = {}
-        self._agent = Agent(machine, arch, tracing.variables if tracing else StateVariables(), self._print)
         self._last_stop: Stop | None = None
         self._closed = False
         self._output: deque[str] = deque(maxlen=MAX_WAITING_LINES)
@@ -158,11 +119,9 @@ class Session(TargetPackets, FilePackets, TracePackets):
             first, end = resume.stop_range
             if not first <= stop.pc < end:
                 return stop
-            for hardware in (False, True):
-                if (stop.pc, hardware) in self._breakpoints:
-                    decide = self._breakpoints[stop.pc, hardware]
-                    if decide is None or decide():
-                        return Breakpoint(stop.pc, hardware)
+            hardware = self._stops_at(stop.pc)
+            if hardware is not None:
+                return Breakpoint(stop.pc, hardware)
 
     def stopped(self, stop: Stop) -> tuple[bytes, ...]:
         """The payloads that tell of the end of a resume: console text where gdb has no word for it, then the reply."""
@@ -172,12 +131,7 @@ class Session(TargetPackets, FilePackets, TracePackets):
 
     def close(self) -> None:
         """Undo all that this debugger put into the machine, but for what it wanted to stay. Idempotent."""
-        for (vaddr, hardware), decide in self._breakpoints.items():
-            if decide is not None and decide.persistent and self.tracing is not None:
-                self.tracing.standing.add((vaddr, hardware))
-            else:
-                self._machine.remove_breakpoint(vaddr, hardware)
-        self._breakpoints.clear()
+        self._take_out()
         if self.tracing is not None and not self.tracing.outlives_debugger:
             self.tracing.stop("tdisconnected:0")
         self.attached, self._closed = False, True
@@ -336,46 +290,6 @@ class Session(TargetPackets, FilePackets, TracePackets):
                     return Resume(step=True, stop_range=pair(action[1:]))
         raise PacketError("vCont has no action for the thread")
 
-    # ----------------------------------------------------------------------------------------------------- breakpoints
-
-    # The words are those of its stops' reason, and of what may stand behind the address.
-    @packet("Z0", feature="swbreak+", negotiated=True, also=("ConditionalBreakpoints+", "BreakpointCommands+"))
-    def _insert_software(self, rest: bytes) -> bytes:
-        return self._insert(rest, hardware=False)
-
-    @packet("Z1", feature="hwbreak+", negotiated=True)
-    def _insert_hardware(self, rest: bytes) -> bytes:
-        return self._insert(rest, hardware=True)
-
-    @packet("z0")
-    def _remove_software(self, rest: bytes) -> bytes:
-        return self._remove(rest, hardware=False)
-
-    @packet("z1")
-    def _remove_hardware(self, rest: bytes) -> bytes:
-        return self._remove(rest, hardware=True)
-
-    def _insert(self, rest: bytes, *, hardware: bool) -> bytes:
-        place, _, options = rest.partition(b";")
-        vaddr, _kind = pair(place)
-        if len(self._breakpoints) >= MAX_BREAKPOINTS and (vaddr, hardware) not in self._breakpoints:
-            raise PacketError(f"no more than {MAX_BREAKPOINTS} breakpoints")
-        decide = decision(vaddr, options, self._agent, self.stream)
-        self._machine.insert_breakpoint(vaddr, hardware, decide)
-        self._breakpoints[vaddr, hardware] = decide
-        if self.tracing is not None:
-            self.tracing.standing.discard((vaddr, hardware))
-        return b"OK"
-
-    def _remove(self, rest: bytes, *, hardware: bool) -> bytes:
-        vaddr, _kind = pair(rest)
-        left = self.tracing.standing if self.tracing is not None else set()
-        if (vaddr, hardware) in self._breakpoints or (vaddr, hardware) in left:
-            self._machine.remove_breakpoint(vaddr, hardware)
-            self._breakpoints.pop((vaddr, hardware), None)
-            left.discard((vaddr, hardware))
-        return b"OK"
-
     # --------------------------------------------------------------------------------------------------------- helpers
 
     @property
@@ -410,10 +324,7 @@ class Session(TargetPackets, FilePackets, TracePackets):
             b"%02x:%b;" % (arch.numbers[name], value.to_bytes(arch.word_size, "little").hex().encode())
             for name, value in zip(arch.expedited, self._machine.registers.read_many(arch.expedited), strict=True)
         )
-        reason = b""
-        if isinstance(stop, Breakpoint):
-            word = "hwbreak" if stop.hardware else "swbreak"
-            reason = word.encode() + b":;" if word + "+" in self._client else b""
+        reason = stops.reason(stop, self._client).encode()
         return b"T%02x%b%bthread:%b;" % (stops.signal(stop), expedited, reason, self._thread_id)
 
 

@@ -6,6 +6,7 @@ not Linux's.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Final, assert_never
 
 from emu.iface import (
@@ -22,6 +23,7 @@ from emu.iface import (
     Step,
     Stop,
     TripleFault,
+    Watchpoint,
 )
 
 SIGINT: Final = 2
@@ -44,7 +46,9 @@ def exit_status(stop: Stop | None) -> int | None:
             return 0 if requested else 3
         case GuestExit(status):
             return status
-        case None | Breakpoint() | Step() | Interrupted() | Halted() | TripleFault() | Panic() | Defect():
+        case (
+            None | Breakpoint() | Watchpoint() | Step() | Interrupted() | Halted() | TripleFault() | Panic() | Defect()
+        ):
             return None
         case _:
             assert_never(stop)
@@ -63,10 +67,22 @@ def signal(stop: Stop | None) -> int:
             return SIGTRAP
 
 
+def reason(stop: Stop | None, client: Collection[str]) -> str:
+    """The fields of a `T` reply that tell why, in the words that a client which said these features may be sent."""
+    match stop:
+        case Breakpoint(_, hardware):
+            word = "hwbreak" if hardware else "swbreak"
+            return f"{word}:;" if f"{word}+" in client else ""
+        case Watchpoint(_, kind, address):
+            return f"{kind.value}:{address:x};"
+        case _:
+            return ""
+
+
 def explain(stop: Stop) -> str:
     """What gdb's own message for a stop leaves out, as console text; empty where there is nothing to add."""
     match stop:
-        case Breakpoint() | Step() | Interrupted():
+        case Breakpoint() | Watchpoint() | Step() | Interrupted():
             return ""
         case Budget(instructions):
             return f"The budget of {instructions} instructions is used up.\n"

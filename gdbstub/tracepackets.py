@@ -15,7 +15,7 @@ from gdbstub.tracebuffer import DEFAULT_SIZE, Frame
 from gdbstub.tracepoints import MAX_SOURCES, Tracepoint, Tracing, Variable
 
 if TYPE_CHECKING:
-    from gdbstub.session import Action
+    from gdbstub.actions import Action
 
 NO_FRAME: Final = 0xFFFFFFFF
 _DEFINITION = re.compile(rb"([0-9a-fA-F]+):([0-9a-fA-F]+):([ED]):([0-9a-fA-F]+):([0-9a-fA-F]+)(.*)", re.S)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import pytest
-
-from gdbstub.automation import GdbError, GdbSession, Stopped, gdb_session
+from gdbstub.automation import GdbSession, Stopped, gdb_session
 from tests.gdb.serving import Served
 
 Embedded = Callable[..., Served]
@@ -116,17 +114,3 @@ def test_a_jump_to_a_breakpoint_stops_there_at_once(gdb: str, embedded: Embedded
             stop = ran(session, command)
             assert (stop.reason, served.call(lambda: served.machine.instructions)) == ("breakpoint-hit", before)
             session.execute(f"set var $pc = {start}")
-
-
-def test_a_watchpoint_is_refused_and_the_session_goes_on(gdb: str, embedded: Embedded):
-    """There are none of Z2 to Z4: gdb says so when the guest should run, and everything else works on."""
-    served = embedded("calls=50 loop", waiting=True)
-    with gdb_session(served.address, gdb=gdb) as session:
-        session.execute("break target")
-        ran(session, "continue")
-        session.execute("watch -l *(int *)$sp")
-        with pytest.raises(GdbError) as refused:
-            ran(session, "continue")
-        assert "Could not insert hardware watchpoint 2" in refused.value.said
-        session.execute("delete 2")
-        assert ran(session, "continue").function == "target"

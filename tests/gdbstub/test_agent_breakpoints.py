@@ -6,9 +6,10 @@ import pytest
 
 from emu.arch import X86_64
 from emu.iface import Breakpoint, Interrupted
+from gdbstub.actions import Resume, Send
 from gdbstub.conditions import MAX_EXPRESSIONS
 from gdbstub.rsp import MAX_PACKET
-from gdbstub.session import MAX_WAITING_LINES, Resume, Send, Session
+from gdbstub.session import MAX_WAITING_LINES, Session
 from tests.support.fake_machine import CODE, DATA, FakeMachine
 
 RAX = X86_64.numbers["rax"]

@@ -25,9 +25,11 @@ from emu.iface import (
     Stop,
     TripleFault,
 )
+from gdbstub.actions import Detach, Kill, Resume, Send
+from gdbstub.breakpackets import MAX_BREAKPOINTS
 from gdbstub.files import FileTree
 from gdbstub.monitor import Monitor, Services
-from gdbstub.session import MAX_BREAKPOINTS, Detach, Kill, Resume, Send, Session
+from gdbstub.session import Session
 from tests.support.fake_machine import CODE, DATA, PAGE, PROGRAM, STACK, FakeMachine
 
 KERNEL = bytes(range(256)) * 40
@@ -112,7 +114,7 @@ def test_no_exec_file_without_files():
 
 @pytest.mark.parametrize(
     "payload",
-    [b"vMustReplyEmpty", b"qTStatus", b"QNonStop:0", b"vContX", b"Z2,10000,4", b"qOffsets", b"!", b"", b"\xff"],
+    [b"vMustReplyEmpty", b"qTStatus", b"QNonStop:0", b"vContX", b"Z5,10000,4", b"qOffsets", b"!", b"", b"\xff"],
 )
 def test_unknown_packets_are_answered_empty(session: Session, payload: bytes):
     """And do not make the client the debugger."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from emu.arch import X86_64
 from emu.iface import Breakpoint, Interrupted
-from gdbstub.session import Send
+from gdbstub.actions import Send
 from gdbstub.tracebuffer import DEFAULT_SIZE, MAX_FRAMES, MAX_SIZE, Frame, TraceBuffer
 from probes.core import Kprobe
 from tests.support.tracing import Target

@@ -26,6 +26,7 @@ from emu.iface import (
     GuestExit,
     Halted,
     Interrupted,
+    MachineError,
     MemoryFault,
     Panic,
     PowerOff,
@@ -33,6 +34,7 @@ from emu.iface import (
     Step,
     Stop,
     TripleFault,
+    WatchKind,
 )
 
 PAGE = 0x1000
@@ -140,6 +142,7 @@ class FakeMachine:
         self.symbols = FakeSymbols(FakeSymbol("start", CODE, 6), FakeSymbol("start_kernel", CODE + 6, 2))
         self.instructions = 0
         self.breakpoints: set[tuple[int, bool]] = set()
+        self.watchpoints: set[tuple[WatchKind, int, int]] = set()
         self.conditions: dict[tuple[int, bool], Callable[[], bool] | None] = {}
         self.trap_client = None
         self.threads: set[int] = set()
@@ -196,6 +199,14 @@ class FakeMachine:
 
     def remove_breakpoint(self, vaddr: int, hardware: bool = False) -> None:
         self.breakpoints.discard((vaddr, hardware))
+
+    def insert_watchpoint(self, kind: WatchKind, vaddr: int, size: int) -> None:
+        if not size:
+            raise MachineError("a watchpoint has at least one byte")
+        self.watchpoints.add((kind, vaddr, size))
+
+    def remove_watchpoint(self, kind: WatchKind, vaddr: int, size: int) -> None:
+        self.watchpoints.discard((kind, vaddr, size))
 
     def uncount(self, instructions: int) -> None:
         self.instructions -= instructions

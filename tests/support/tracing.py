@@ -17,10 +17,11 @@ from emu.boot import GuestMachine, boot_embedded
 from emu.iface import Stop
 from emu.images.symbolelf import symbol_elf
 from emu.runner import Runner, open_runner
+from gdbstub.actions import Resume, Send
 from gdbstub.address import Tcp
 from gdbstub.files import FileTree
 from gdbstub.server import Server
-from gdbstub.session import Resume, Send, Session
+from gdbstub.session import Session
 from gdbstub.tracepoints import Tracing
 from probes.manager import Manager
 from tests.support.rsp_client import Gdb, open_gdb

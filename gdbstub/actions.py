@@ -1,0 +1,45 @@
+"""What a session asks its owner to do about a packet.
+
+Rules: frozen values only; carried out by `server`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send these payloads, one packet each. With `start_no_ack` nothing is acknowledged from the next packet on."""
+
+    payloads: tuple[bytes, ...]
+    start_no_ack: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Let the guest run through `Session.advance`; the reply is what `Session.stopped` says of the stop.
+
+    `step` is one instruction, or with `stop_range` (first, end) as many as stay inside it.
+    """
+
+    step: bool = False
+    stop_range: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Detach:
+    """Send `payload`; the debugger lets the guest go on."""
+
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """The debugger ends the machine; `payload` is sent first where it isn't None."""
+
+    payload: bytes | None
+
+
+Action: TypeAlias = Send | Resume | Detach | Kill
