@@ -17,16 +17,12 @@ from html import escape
 
 @dataclass(frozen=True, slots=True)
 class Register:
-    """One register: GDB's name, its size in the `g` packet, and GDB's type (None lets gdb take an int of that size).
-
-    `kept`: gdb saves it before it calls a guest function and puts it back afterwards.
-    """
+    """One register: GDB's name, its size in the `g` packet, and GDB's type (None lets gdb take an int of that size)."""
 
     name: str
     bits: int
     type: str | None = None
     group: str | None = None
-    kept: bool = True
 
     @property
     def size(self) -> int:
@@ -209,8 +205,7 @@ def _sse(count: int) -> Feature:
 
 
 def _system(bits: int) -> Feature:
-    """Registers of the processor that no program sees: those of `shown` stand in `info registers`, all of them in
-    `info registers system`."""
+    """Registers of the processor that no program sees."""
     wide, word = bits == 64, f"int{bits}"
     shown = {"cr0": "i386_cr0", "cr2": word, "cr3": "i386_cr3", "cr4": "i386_cr4"}
     bases = ["es", "cs", "ss", "ds"]
@@ -236,8 +231,8 @@ def _system(bits: int) -> Feature:
     return Feature(
         "org.gnu.gdb.i386.sys",
         (
-            *(Register(name, bits, kind, kept=False) for name, kind in shown.items()),
-            *(Register(name, size, f"int{size}", "system", kept=False) for name, size in hidden),
+            *(Register(name, bits, kind) for name, kind in shown.items()),
+            *(Register(name, size, f"int{size}", "system") for name, size in hidden),
         ),
         "".join(types),
     )
@@ -311,10 +306,7 @@ def target_xml(arch: Arch) -> str:
         for register in feature.registers:
             kind = f' type="{escape(register.type)}"' if register.type else ""
             group = f' group="{escape(register.group)}"' if register.group else ""
-            kept = "" if register.kept else ' save-restore="no"'
-            lines.append(
-                f'<reg name="{register.name}" bitsize="{register.bits}" regnum="{number}"{kind}{group}{kept}/>'
-            )
+            lines.append(f'<reg name="{register.name}" bitsize="{register.bits}" regnum="{number}"{kind}{group}/>')
             number += 1
         lines.append("</feature>")
     lines.append("</target>\n")

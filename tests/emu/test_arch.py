@@ -34,13 +34,11 @@ def test_the_segments_feature_belongs_to_amd64_only():
 
 
 @both
-def test_system_registers_are_not_put_back_after_a_call(arch: Arch):
-    """gdb calls a guest function between saving and restoring registers: CR3 as it was then could be another task's."""
-    system = next(feature for feature in arch.features if feature.name == "org.gnu.gdb.i386.sys")
+def test_system_registers_stand_behind_those_of_programs(arch: Arch):
+    """In a feature of their own, so that the numbers which gdb has for the others hold."""
+    system = arch.features[-1]
+    assert system.name == "org.gnu.gdb.i386.sys"
     assert {"cr0", "cr2", "cr3", "cr4", "gdtr_base", "idtr_limit", "tr", "dr7"} <= {r.name for r in system.registers}
-    xml = ElementTree.fromstring(target_xml(arch))
-    marked = {reg.get("name") for reg in xml.iter("reg") if reg.get("save-restore") == "no"}
-    assert marked == {register.name for register in system.registers}
 
 
 @both

@@ -54,7 +54,9 @@ def build_elf(
             else struct.pack("<I5III", load.kind, *fields, 5, 16)
         )
         body += load.data
-    tail, sections, offset = _symbol_sections(bits, position + len(body), symbols, loads) if symbols else (b"", 0, 0)
+    tail, sections, offset = (
+        _symbol_sections(bits, position, position + len(body), symbols, loads) if symbols else (b"", 0, 0)
+    )
     ident = b"\x7fELF" + bytes([2 if wide else 1, 1, 1]) + bytes(9)
     header = ident + struct.pack("<HHI", 2, machine if machine is not None else (62 if wide else 3), 1)
     header += struct.pack("<QQQ" if wide else "<III", entry, header_size, offset)
@@ -66,8 +68,9 @@ def build_elf(
 
 
 def _symbol_sections(
-    bits: int, position: int, symbols: Sequence[tuple[str, int, int]], loads: Sequence[Load]
+    bits: int, code: int, position: int, symbols: Sequence[tuple[str, int, int]], loads: Sequence[Load]
 ) -> tuple[bytes, int, int]:
+    """`code` is where the first segment's data lies in the file."""
     wide = bits == 64
     strings, table = b"\0", bytes(24 if wide else 16)
     for name, address, size in symbols:
@@ -80,7 +83,7 @@ def _symbol_sections(
     row_format = struct.Struct("<IIQQQQIIQQ" if wide else "<10I")
     at = position
     headers = bytes(row_format.size)
-    headers += row_format.pack(1, 1, 6, text.vaddr, 0, len(text.data), 0, 0, 16, 0)
+    headers += row_format.pack(1, 1, 6, text.vaddr, code, len(text.data), 0, 0, 16, 0)
     headers += row_format.pack(7, 2, 0, 0, at, len(table), 3, 1, 8, len(table) // (len(symbols) + 1))
     headers += row_format.pack(15, 3, 0, 0, at + len(table), len(strings), 0, 0, 1, 0)
     headers += row_format.pack(23, 3, 0, 0, at + len(table) + len(strings), len(names), 0, 0, 1, 0)
