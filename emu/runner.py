@@ -91,6 +91,7 @@ class Runner:
         self._holds = holds
         self._at_stop = False  # the free run ended by itself
         self._at_end = False  # a debugger's run ended with one of ENDINGS
+        self._untold_end: Stop | None = None  # ... which `wait_stop` is not told of before the hold is given back
         self._gate = trio.lowlevel.ParkingLot()  # where the free run waits for the two above
         self._running = False  # a run is queued or in progress
         self._break_requested = False
@@ -133,6 +134,9 @@ class Runner:
             raise RuntimeError("resume without pause")
         self._holds -= 1
         self._at_stop = False
+        if self._untold_end is not None:
+            self._report(self._untold_end)
+            self._untold_end = None
         self._gate.unpark_all()
 
     async def wait_stop(self) -> Stop:
@@ -141,12 +145,15 @@ class Runner:
 
     # -------------------------------------------------------------------------------------- for who holds the machine
 
-    async def advance(self, function: Callable[[], Stop], tell: Callable[[Stop], Result]) -> Result:
+    async def advance(
+        self, function: Callable[[], Stop], tell: Callable[[Stop], Result], *, final: bool = True
+    ) -> Result:
         """Let `function`, which runs or steps the machine, have it until a stop of its own; what `tell` makes of it.
 
         Both in the machine's thread; one `advance` at a time. `function` is called again where a `call` of somebody
         else ended it: Interrupted comes from `interrupt` alone. Cancelled, the guest is stopped first. RuntimeError
-        unless the caller holds the machine (`pause`).
+        unless the caller holds the machine (`pause`). Not `final`: after one of ENDINGS the caller may have the machine
+        begin again (`begin_again`), so `wait_stop` has it only with the hold given back.
         """
         if not self._holds:
             raise RuntimeError("advance without pause")
@@ -164,9 +171,15 @@ class Runner:
         finally:
             self._break_requested = False
         self._at_end = isinstance(stop, ENDINGS)
-        if self._at_end:
+        if self._at_end and final:
             self._report(stop)
+        elif self._at_end:
+            self._untold_end = stop
         return told[0]
+
+    def begin_again(self) -> None:
+        """Whoever holds the machine has taken it back to where it began: it is at no end any more."""
+        self._at_end, self._untold_end = False, None
 
     def interrupt(self) -> None:
         """Ctrl-C: the `advance` that is under way, or is about to begin, returns Interrupted."""

@@ -29,8 +29,15 @@ class Resume:
 
 
 @dataclass(frozen=True, slots=True)
+class Interrupt:
+    """Send `payload`, and end the guest's run: its stop is told as always."""
+
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Detach:
-    """Send `payload`; the debugger lets the guest go on."""
+    """The debugger lets the guest go on; then `payload` is sent."""
 
     payload: bytes
 
@@ -42,4 +49,4 @@ class Kill:
     payload: bytes | None
 
 
-Action: TypeAlias = Send | Resume | Detach | Kill
+Action: TypeAlias = Send | Resume | Interrupt | Detach | Kill

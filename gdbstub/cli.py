@@ -10,6 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from functools import partial
 from typing import assert_never
 
 from emu.boot import IMAGE_MEMORY, KERNEL_MEMORY, GuestMachine, boot, boot_embedded, load, restore
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _carry_out(command: Command) -> int:
     match command:
         case Boot() | Load():
-            outcome = run_program(_machine(command), command.run)
+            outcome = run_program(partial(_machine, command), command.run)
             if outcome.text:
                 say(f"gdbstub: {outcome.text}")
             return outcome.status

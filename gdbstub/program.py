@@ -19,6 +19,7 @@ import trio
 
 from emu import iface
 from emu.boot import GuestMachine, expect_status
+from emu.images.fetch import FetchError
 from emu.images.initramfs import exec_line
 from emu.images.symbolelf import symbol_elf
 from emu.pace import WallPacer
@@ -51,10 +52,14 @@ class UsageError(Exception):
 
 
 class Program:
-    """Runs `machine` as `options` say, once. Made inside trio, for it is told things from the machine's thread."""
+    """Runs `machine` as `options` say, once. Made inside trio, for it is told things from the machine's thread.
 
-    def __init__(self, machine: GuestMachine, options: RunOptions) -> None:
+    `start` makes such a machine anew, for debuggers who go back to where it began.
+    """
+
+    def __init__(self, machine: GuestMachine, options: RunOptions, start: Callable[[], GuestMachine]) -> None:
         self.machine = machine
+        self._begin = start
         self.options = options
         self.probes = Manager(machine, linux_limits=options.linux_limits)
         self._ended = trio.Event()
@@ -324,8 +329,14 @@ class Program:
         arch = machine.registers.arch
         tracing = Tracing(machine, arch, self.probes)
 
+        def restart() -> None:
+            try:
+                machine.restore(self._begin().snapshot())
+            except FetchError as error:
+                raise iface.MachineError(str(error)) from error
+
         def new_session(wake: Callable[[], None]) -> Session:
-            return Session(machine, arch, files=files, monitor=monitor, tracing=tracing, wake=wake)
+            return Session(machine, arch, files=files, monitor=monitor, tracing=tracing, restart=restart, wake=wake)
 
         log = partial(self._log, "rsp") if self._log is not None else None
         return Server(runner, new_session, on_kill=self.end, report=say, waiting=self.options.wait, log=log)
@@ -375,11 +386,12 @@ def _check_writable(path: Path | str | None) -> None:
         raise UsageError(f"{path}: there is no directory {file.parent}")
 
 
-def run_program(machine: GuestMachine, options: RunOptions) -> Outcome:
-    """Prepare and run. UsageError says what was wrong with the command line."""
+def run_program(start: Callable[[], GuestMachine], options: RunOptions) -> Outcome:
+    """Prepare and run what `start` makes; a debugger may have it made again. UsageError: a wrong command line."""
+    machine = start()
 
     async def main() -> Outcome:
-        program = Program(machine, options)
+        program = Program(machine, options, start)
         program.prepare()
         return await program.run()
 

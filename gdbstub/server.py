@@ -22,6 +22,7 @@ import trio
 from emu.iface import Stop
 from emu.runner import Runner
 from gdbstub.actions import Action, Detach, Kill, Resume, Send
+from gdbstub.actions import Interrupt as InterruptRun
 from gdbstub.address import Address, AddressError, Stdio, Tcp, Unix
 from gdbstub.rsp import (
     NEED_DATA,
@@ -40,6 +41,7 @@ from gdbstub.session import Session
 _PORTION: Final = 0x4000  # bytes read at once; gdb's packets are short, and large buffers cost time to make
 _BACKLOG: Final = 16
 _PATIENCE: Final = 1.0  # seconds for a last reply
+_LEAVING: Final = 0.25  # ... for a debugger that has closed to be noticed; a moment for the one that comes
 _GONE = (trio.BrokenResourceError, trio.ClosedResourceError)
 
 NewSession: TypeAlias = Callable[[Callable[[], None]], Session]
@@ -71,6 +73,7 @@ class Server:
         self.log = log
         self.debugger: Connection | None = None
         self._waiting = waiting
+        self._left = trio.Event()  # the debugger has gone
         self._unanswered = 0
         self._answered = trio.Event()
 
@@ -111,6 +114,22 @@ class Server:
         if self._waiting:
             self._waiting = False
             self.runner.resume()
+
+    def wait_for_debugger(self) -> None:
+        """Keep a hold of the runner's for the next debugger to give back."""
+        self._waiting = True
+
+    async def is_free(self) -> bool:
+        """Whether no debugger is there, or the one there is goes within a moment: it may have closed just now."""
+        with trio.move_on_after(_LEAVING):
+            while self.debugger is not None:
+                await self._left.wait()
+        return self.debugger is None
+
+    def debugger_has_left(self) -> None:
+        self.debugger = None
+        self._left.set()
+        self._left = trio.Event()
 
     @contextmanager
     def answering(self) -> Iterator[None]:
@@ -157,6 +176,8 @@ class Connection:
         if server.debugger is not None:
             self._session.rival = server.debugger.peer
         self._resuming = False  # a stop reply is owed
+        self._run = trio.CancelScope()
+        self._run_is_over = trio.Event()
         self._nursery: trio.Nursery
 
     @property
@@ -215,13 +236,18 @@ class Connection:
 
     async def _packet(self, payload: bytes) -> bool:
         if self._session.needs_target(payload):
-            if self._resuming:
+            if self._resuming and not self._session.nonstop:
                 await self._send(*self._session.refuse("the guest is running").payloads)
                 return True
+            if self._resuming and self._session.ends_run(payload):
+                await self._end_run()
             if not await self._become_debugger():
                 await self._send(*self._session.refuse(self._busy()).payloads)
                 return payload != b"?"  # gdb 13 to 18 take errors before this, and no error here for an end
-        return await self._carry_out(await self._runner.call(self._session.handle, payload))
+        action = await self._runner.call(self._session.handle, payload)
+        if self._session.took_up_restart():
+            self._runner.begin_again()
+        return await self._carry_out(action)
 
     async def _carry_out(self, action: Action) -> bool:
         match action:
@@ -230,10 +256,15 @@ class Connection:
                 if start_no_ack:
                     self._codec.start_no_ack_mode()
             case Resume():
-                await self._send()
+                await self._send(*((b"OK",) if self._session.nonstop else ()))
                 self._resuming = True
+                self._run, self._run_is_over = trio.CancelScope(), trio.Event()
                 self._output.set()
                 self._nursery.start_soon(self._resume, action)
+            case InterruptRun(payload):
+                await self._send(payload)
+                if self._resuming:
+                    self._runner.interrupt()
             case Detach(payload):
                 await self._leave()
                 await self._send(payload)
@@ -246,14 +277,42 @@ class Connection:
         return True
 
     async def _resume(self, resume: Resume) -> None:
-        payloads = await self._runner.advance(partial(self._session.advance, resume), self._tell)
-        self._resuming = False
+        session = self._session
+        try:
+            with self._run:
+                payloads = await self._runner.advance(
+                    partial(session.advance, resume), self._tell, final=not session.extended
+                )
+        finally:
+            self._resuming = False
+            self._run_is_over.set()
+        if self._run.cancelled_caught:
+            return
         with self._server.answering():
-            await self._send(*payloads)
+            if session.nonstop:
+                await self._notify(*payloads)
+            else:
+                await self._send(*payloads)
+
+    async def _end_run(self) -> None:
+        """End the guest's run without telling the client, who has asked for something that ends it."""
+        self._run.cancel()
+        await self._run_is_over.wait()
+        self._session.running = False
 
     def _tell(self, stop: Stop) -> tuple[bytes, ...]:
         """The machine's thread: what the client is sent at a stop, output that still waits before it."""
+        if self._session.nonstop:
+            notification = self._session.notification(stop)
+            return () if notification is None else (notification,)
         return (*self._session.take_output(), *self._session.stopped(stop))
+
+    async def _notify(self, *payloads: bytes) -> None:
+        """Send these as notifications, which are no answer to anything."""
+        async with self._sending:
+            for payload in payloads:
+                self._log("<-", b"%" + payload)
+                await self._stream.send_all(self._codec.notify(payload))
 
     async def _send(self, *payloads: bytes) -> None:
         """Acknowledgements that are due, and these packets, in one piece."""
@@ -272,18 +331,18 @@ class Connection:
         while True:
             await self._output.wait()
             self._output = trio.Event()
-            if self._resuming:
+            if self._resuming and not self._session.nonstop:
                 await self._send(*self._session.take_output())
 
     async def _become_debugger(self) -> bool:
         """Hold the guest for this client; False where another has it."""
         if self._session.attached:
             return True
-        if self._server.debugger is not None:
+        if not await self._server.is_free():
             return False
         self._server.debugger = self
         await self._runner.pause()
-        self._session.attached = True
+        self._session.open()
         self._server.first_debugger_is_here()
         return True
 
@@ -293,9 +352,12 @@ class Connection:
             try:
                 await self._runner.call(self._session.close)
             finally:
-                self._runner.resume()
+                if self._session.killed:
+                    self._server.wait_for_debugger()
+                else:
+                    self._runner.resume()
         if self._server.debugger is self:
-            self._server.debugger = None
+            self._server.debugger_has_left()
 
     def _log(self, direction: str, payload: bytes) -> None:
         """Seen from the debugger: what it sends goes ->; bytes that are no printable ASCII are shown as escapes."""

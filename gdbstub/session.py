@@ -3,9 +3,7 @@
 Rules: synchronous, in the machine's thread (all but `needs_target` and `take_output`, which touch no machine); no
 sockets, no framing. A session never runs the guest on its own: it answers `Resume`, its owner calls `advance` until a
 stop is had and sends what `stopped` makes of it. This is the only place where an error becomes `E nn`.
-
-What the wire says of the machine: one process, 1, whose threads are the CPUs, numbered from 1. Source: GDB manual,
-appendix E.
+The packets of a kind are in a module each; here is what they share. Source: GDB manual, appendix E.
 """
 
 from __future__ import annotations
@@ -18,14 +16,15 @@ from typing import Final
 from emu.arch import Arch
 from emu.iface import Breakpoint, Machine, MachineError, MemoryFault, Step, Stop
 from gdbstub import stops
-from gdbstub.actions import Action, Detach, Kill, Resume, Send
+from gdbstub.actions import Action, Resume, Send
 from gdbstub.agent import Agent, StateVariables
 from gdbstub.breakpackets import BreakPackets
 from gdbstub.filepackets import FilePackets
 from gdbstub.files import FileError, FileTree
 from gdbstub.monitor import Monitor
-from gdbstub.packets import PacketError, PacketTable, number, packet, pair, unhex
+from gdbstub.packets import PacketError, PacketTable, packet, pair, unhex
 from gdbstub.rsp import MAX_PACKET, fit
+from gdbstub.runpackets import RunPackets
 from gdbstub.targetpackets import StepBits, TargetPackets
 from gdbstub.tracepackets import TracePackets
 from gdbstub.tracepoints import Tracing
@@ -34,15 +33,14 @@ MONITOR_STATUS: Final = "monitor-status+"
 """Our own feature word: a client that says it gets E01 after the text of a refused `qRcmd`, where gdb gets OK."""
 
 MAX_WAITING_LINES: Final = 4096  # of output that the client does not keep up with; the oldest go first
-PROCESS: Final = 1
-THREAD: Final = 1
 
 
-class Session(TargetPackets, BreakPackets, FilePackets, TracePackets):
+class Session(RunPackets, TargetPackets, BreakPackets, FilePackets, TracePackets):
     """The state of one connection, whether it has become the debugger or only asks monitor commands.
 
     `wake` is called, in the machine's thread, when `take_output` has something. `files`, `monitor` and `tracing` are
-    shared by all sessions; without them their packets do not exist.
+    shared by all sessions; without them their packets do not exist, nor without `restart`, which takes the machine back
+    to where it began.
     """
 
     def __init__(
@@ -53,12 +51,14 @@ class Session(TargetPackets, BreakPackets, FilePackets, TracePackets):
         files: FileTree | None = None,
         monitor: Monitor | None = None,
         tracing: Tracing | None = None,
+        restart: Callable[[], None] | None = None,
         packet_size: int = MAX_PACKET,
         wake: Callable[[], None] = lambda: None,
     ) -> None:
         TargetPackets.__init__(self, machine, arch, packet_size)
         variables = tracing.variables if tracing else StateVariables()
         BreakPackets.__init__(self, Agent(machine, arch, variables, self._print))
+        RunPackets.__init__(self, restart)
         FilePackets.__init__(self, files)
         TracePackets.__init__(self, tracing)
         self.attached = False
@@ -67,7 +67,6 @@ class Session(TargetPackets, BreakPackets, FilePackets, TracePackets):
         self.monitor = monitor
         self._wake = wake
         self._client: frozenset[str] = frozenset()
-        self._last_stop: Stop | None = None
         self._closed = False
         self._output: deque[str] = deque(maxlen=MAX_WAITING_LINES)
         self._lost = 0  # of these, since the client was told last
@@ -77,7 +76,13 @@ class Session(TargetPackets, BreakPackets, FilePackets, TracePackets):
     def needs_target(self, payload: bytes) -> bool:
         """Whether the guest must stand still, and this client be the debugger, for `payload` to be answered."""
         found = _TABLE.find(self, payload)
-        return found is not None and not found[0].declaration.anytime
+        if found is None or found[0].declaration.anytime:
+            return False
+        return self._wants_target(found[0].declaration.name)
+
+    def open(self) -> None:
+        """This client is the debugger now, and the guest stands still for it."""
+        self.attached, self._closed = True, False
 
     def handle(self, payload: bytes) -> Action:
         """What to do about a packet. Never raises for anything a client may send."""
@@ -86,6 +91,7 @@ class Session(TargetPackets, BreakPackets, FilePackets, TracePackets):
             return Send((b"",))
         entry, rest = found
         try:
+            self._check_state(entry.declaration.name)
             result: Action | bytes = getattr(self, entry.method)(rest)
         except MemoryFault:
             return Send((b"E14",))  # EFAULT, as QEMU says it; gdb makes its own sentence of it
@@ -93,8 +99,6 @@ class Session(TargetPackets, BreakPackets, FilePackets, TracePackets):
             return Send((b"F-1,%x" % error.errno,))
         except (PacketError, MachineError) as error:
             return self.refuse(str(error))
-        if isinstance(result, Resume):
-            self._leave_frame()
         return Send((result,)) if isinstance(result, bytes) else result
 
     def refuse(self, reason: str) -> Send:
@@ -125,9 +129,8 @@ class Session(TargetPackets, BreakPackets, FilePackets, TracePackets):
 
     def stopped(self, stop: Stop) -> tuple[bytes, ...]:
         """The payloads that tell of the end of a resume: console text where gdb has no word for it, then the reply."""
-        self._last_stop = stop
         explanation = stops.explain(stop) + self._mode_changed()
-        return (*self._console(explanation), self._stop_reply(stop))
+        return (*self._console(explanation), self._ended(stop))
 
     def close(self) -> None:
         """Undo all that this debugger put into the machine, but for what it wanted to stay. Idempotent."""
@@ -136,7 +139,7 @@ class Session(TargetPackets, BreakPackets, FilePackets, TracePackets):
             self.open_files.close_all()
         if self.tracing is not None and not self.tracing.outlives_debugger:
             self.tracing.stop("tdisconnected:0")
-        self.attached, self._closed = False, True
+        self.attached, self._closed, self.running = False, True, False
         if self.monitor is not None:
             self.monitor.end_stream(self.stream)
 
@@ -192,115 +195,11 @@ class Session(TargetPackets, BreakPackets, FilePackets, TracePackets):
             raise PacketError("a monitor command is UTF-8 text") from error
         answer = self.monitor.execute(line, self.stream if self.attached else None)
         end = b"E01" if answer.refused and MONITOR_STATUS in self._client else b"OK"
-        return Send((*self._console("".join(line + "\n" for line in answer.lines)), end))
-
-    # -------------------------------------------------------------------------------------------- processes and threads
-
-    @packet("Hg", feature="multiprocess+", negotiated=True)  # ids are then written pPROCESS.THREAD
-    @packet("Hc")
-    @packet("T")
-    def _thread(self, rest: bytes) -> bytes:
-        _check_thread(rest)
-        return b"OK"
-
-    @packet("qC")
-    def _current_thread(self, _rest: bytes) -> bytes:
-        return b"QC" + self._thread_id
-
-    @packet("qfThreadInfo")
-    def _first_threads(self, _rest: bytes) -> bytes:
-        return b"m" + self._thread_id
-
-    @packet("qsThreadInfo")
-    def _more_threads(self, _rest: bytes) -> bytes:
-        return b"l"
-
-    @packet("qThreadExtraInfo")
-    def _thread_name(self, rest: bytes) -> bytes:
-        _check_thread(rest)
-        return b"CPU 0".hex().encode()
-
-    @packet("qXfer:threads:read", feature="qXfer:threads:read+")
-    def _threads(self, rest: bytes) -> bytes:
-        thread = self._thread_id.decode()
-        document = f'<?xml version="1.0"?>\n<threads><thread id="{thread}" core="0" name="CPU 0"/></threads>\n'
-        return self._part(document.encode(), rest.removeprefix(b":"))
-
-    @packet("qAttached")
-    def _was_attached(self, _rest: bytes) -> bytes:
-        return b"1"  # gdb's quit then detaches: the machine goes on
-
-    @packet("?")
-    def _why(self, _rest: bytes) -> bytes:
-        return self._stop_reply(self._last_stop)
-
-    @packet("D")
-    def _detach(self, _rest: bytes) -> Action:
-        return Detach(b"OK")
-
-    @packet("k")
-    def _kill(self, _rest: bytes) -> Action:
-        return Kill(None)
-
-    @packet("vKill")
-    def _kill_process(self, rest: bytes) -> Action:
-        if number(rest) != PROCESS:
-            raise PacketError("no such process")
-        return Kill(b"OK")
-
-    # ----------------------------------------------------------------------------------------------------- run control
-
-    @packet("c")
-    def _continue(self, rest: bytes) -> Action:
-        self._jump(rest)
-        return Resume()
-
-    @packet("C")
-    def _continue_signalled(self, rest: bytes) -> Action:
-        return self._continue(rest.partition(b";")[2])
-
-    @packet("s")
-    def _step(self, rest: bytes) -> Action:
-        self._jump(rest)
-        return Resume(step=True)
-
-    @packet("S")
-    def _step_signalled(self, rest: bytes) -> Action:
-        return self._step(rest.partition(b";")[2])
-
-    def _jump(self, address: bytes) -> None:
-        if address:
-            self._machine.registers.write(self._arch.pc, number(address))
-
-    @packet("vCont?", feature="vContSupported+", anytime=True)
-    def _resume_actions(self, _rest: bytes) -> bytes:
-        return b"vCont;c;C;s;S;r"
-
-    @packet("vCont")
-    def _resume(self, rest: bytes) -> Action:
-        """The first action that names our thread counts. Signals have no meaning to a processor and are dropped."""
-        for item in rest.split(b";"):
-            action, _, thread = item.partition(b":")
-            if thread:
-                _check_thread(thread)
-            match action[:1]:
-                case b"c" | b"C":
-                    return Resume()
-                case b"s" | b"S":
-                    return Resume(step=True)
-                case b"r":
-                    return Resume(step=True, stop_range=pair(action[1:]))
-        raise PacketError("vCont has no action for the thread")
+        # In non-stop mode console text may come with this packet's answer only: others would be taken for theirs.
+        waiting = self.take_output() if self.nonstop else ()
+        return Send((*waiting, *self._console("".join(line + "\n" for line in answer.lines)), end))
 
     # --------------------------------------------------------------------------------------------------------- helpers
-
-    @property
-    def _multi(self) -> bool:
-        return "multiprocess+" in self._client
-
-    @property
-    def _thread_id(self) -> bytes:
-        return b"p%x.%x" % (PROCESS, THREAD) if self._multi else b"%x" % THREAD
 
     def _part(self, document: bytes, window: bytes) -> bytes:
         """The `offset,length` part of a document as qXfer sends it."""
@@ -317,29 +216,5 @@ class Session(TargetPackets, BreakPackets, FilePackets, TracePackets):
         for start in range(0, len(data), room):
             yield b"O" + data[start : start + room].hex().encode()
 
-    def _stop_reply(self, stop: Stop | None) -> bytes:
-        status = stops.exit_status(stop)
-        if status is not None:
-            return b"W%02x%b" % (status & 0xFF, b";process:%x" % PROCESS if self._multi else b"")
-        arch = self._arch
-        expedited = b"".join(
-            b"%02x:%b;" % (arch.numbers[name], value.to_bytes(arch.word_size, "little").hex().encode())
-            for name, value in zip(arch.expedited, self._machine.registers.read_many(arch.expedited), strict=True)
-        )
-        reason = stops.reason(stop, self._client).encode()
-        return b"T%02x%b%bthread:%b;" % (stops.signal(stop), expedited, reason, self._thread_id)
-
 
 _TABLE: Final = PacketTable(Session)
-
-
-# ------------------------------------------------------------------------------------------------------- packet fields
-
-_THREAD_ID = re.compile(rb"(?:p(-1|[0-9a-fA-F]+)(?:\.(-1|[0-9a-fA-F]+))?|(-1|[0-9a-fA-F]+))")
-
-
-def _check_thread(text: bytes) -> None:
-    """PacketError unless the thread id, in either notation, names our thread or any."""
-    match = _THREAD_ID.fullmatch(text)
-    if match is None or not {b"-1", b"0", b"1", b"01", None}.issuperset(match.groups()):
-        raise PacketError("no such thread")

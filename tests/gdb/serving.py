@@ -84,8 +84,11 @@ class Served:
 
 
 @contextmanager
-def serve(machine: GuestMachine, *, waiting: bool = False) -> Iterator[Served]:
-    """Serve `machine` on a free port; with `waiting` the guest stands still until a debugger comes.
+def serve(
+    machine: GuestMachine, *, waiting: bool = False, again: Callable[[], GuestMachine] | None = None
+) -> Iterator[Served]:
+    """Serve `machine` on a free port; with `waiting` the guest stands still until a debugger comes. `again` makes such
+    a machine anew, for debuggers who restart it.
 
     Its memory may be looked at after the block. A defect that the server reports fails the test.
     """
@@ -99,7 +102,7 @@ def serve(machine: GuestMachine, *, waiting: bool = False) -> Iterator[Served]:
         async with open_runner(machine, paused=waiting) as runner, trio.open_nursery() as nursery:
             server = Server(
                 runner,
-                _sessions(machine, probes, nursery.cancel_scope.cancel),
+                _sessions(machine, probes, nursery.cancel_scope.cancel, again),
                 on_kill=nursery.cancel_scope.cancel,
                 report=defects.append,
                 waiting=waiting,
@@ -132,7 +135,10 @@ def serve(machine: GuestMachine, *, waiting: bool = False) -> Iterator[Served]:
 
 
 def _sessions(
-    machine: GuestMachine, probes: Manager, end: Callable[[], object]
+    machine: GuestMachine,
+    probes: Manager,
+    end: Callable[[], object],
+    again: Callable[[], GuestMachine] | None,
 ) -> Callable[[Callable[[], None]], Session]:
     guest = machine.guest
     token = trio.lowlevel.current_trio_token()
@@ -149,4 +155,7 @@ def _sessions(
         machine.symbols, bits=guest.bits, sections=guest.sections, build_id=guest.build_id, frames=guest.frames()
     )
     files = FileTree({"/vmlinux": elf}, exec_file="/vmlinux")
-    return lambda wake: Session(machine, machine.registers.arch, files=files, monitor=monitor, wake=wake)
+    restart = None if again is None else lambda: machine.restore(again().snapshot())
+    return lambda wake: Session(
+        machine, machine.registers.arch, files=files, monitor=monitor, restart=restart, wake=wake
+    )

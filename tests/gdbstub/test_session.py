@@ -85,6 +85,8 @@ def test_only_what_has_a_handler_is_announced(session: Session):
         "multiprocess+",
         "qXfer:threads:read+",
         "vContSupported+",
+        "QNonStop+",
+        "QThreadEvents+",
         "qXfer:features:read+",
         "qXfer:memory-map:read+",
         "qSearch:memory+",
@@ -114,7 +116,18 @@ def test_no_exec_file_without_files():
 
 @pytest.mark.parametrize(
     "payload",
-    [b"vMustReplyEmpty", b"qTStatus", b"QNonStop:0", b"vContX", b"Z5,10000,4", b"qOffsets", b"!", b"", b"\xff"],
+    [
+        b"vMustReplyEmpty",
+        b"qTStatus",
+        b"QNonstop:0",
+        b"vContX",
+        b"Z5,10000,4",
+        b"qOffsets",
+        b"vRun;",
+        b"R0",
+        b"",
+        b"\xff",
+    ],
 )
 def test_unknown_packets_are_answered_empty(session: Session, payload: bytes):
     """And do not make the client the debugger."""
