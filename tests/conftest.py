@@ -1,4 +1,4 @@
-"""What holds for every test: Hypothesis repeats itself, and the fixtures that boot stock kernels are known.
+"""What holds for every test: Hypothesis repeats itself, and our own plugins for kernels, coverage and processes.
 
 The user's cache (kernels, symbol tables) is used as it is: tests never point XDG_CACHE_HOME elsewhere for them.
 """
@@ -7,19 +7,12 @@ from __future__ import annotations
 
 from hypothesis import settings
 
-from tests.support.coverage_floor import pytest_configure
-from tests.support.kernels import kernel, linux
-from tests.support.noskip import pytest_make_collect_report, pytest_runtest_makereport
-from tests.support.uncovered import pytest_collection_modifyitems, pytest_runtest_setup
-
-__all__ = [
-    "kernel",
-    "linux",
-    "pytest_collection_modifyitems",
-    "pytest_configure",
-    "pytest_make_collect_report",
-    "pytest_runtest_makereport",
-    "pytest_runtest_setup",
+pytest_plugins = [
+    "tests.support.coverage_floor",
+    "tests.support.kernels",
+    "tests.support.noskip",
+    "tests.support.parallel",
+    "tests.support.uncovered",
 ]
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
