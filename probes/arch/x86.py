@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from emu.iface import BackEnd, Cpu, Machine, MachineError, MemoryFault
@@ -39,6 +39,7 @@ SLOT_SIZE: Final = 64
 _STEP_HALF: Final = 32
 _SP: Final = 4
 _BP: Final = 3  # the vector of int3
+_DR6_BS: Final = 0x4000  # single step, which the processor sets before it raises #DB (SDM vol. 3, 17.2.3)
 _CX, _SI, _DI = 1, 6, 7
 _PAGE: Final = 4096
 _MAX_REPEATS: Final = 64  # interrupted string instructions remembered, one per stack
@@ -64,9 +65,6 @@ I386: Final = Convention(
     return_register=0,
     stack_pointer=_SP,
 )
-
-
-I386_USER: Final = replace(I386, argument_registers=())  # System V ABI, i386 supplement: all on the stack
 
 
 def convention_for(bits: int) -> Convention:
@@ -108,13 +106,14 @@ class X86Probe:
 
 @dataclass(slots=True)
 class _Step:
-    """The step in progress: where the stepped bytes lie, whether the guest itself had TF set, cx before it, and where
-    a call whose return address is being pushed goes next."""
+    """The step in progress: where the stepped bytes lie, whether the guest itself had TF set, cx and DR6 before it, and
+    where a call whose return address is being pushed goes next."""
 
     probe: X86Probe
     at: int
     guest_tf: int
     count: int
+    dr6: int
     target: int | None
 
 
@@ -130,9 +129,6 @@ class X86Arch:
         self._trampoline: X86Probe | None = None
         self._step: _Step | None = None
         self._repeats: dict[int, tuple[int, int, int, int, int]] = {}
-
-    def user_convention(self, bits: int) -> Convention:
-        return AMD64 if bits == 64 else I386_USER
 
     def arch_init(self) -> None:
         # First in, first out: a slot that is being executed when its probe goes is not reused at once.
@@ -258,6 +254,8 @@ class X86Arch:
             self._restore_pushed_tf(cpu, step.guest_tf)
         if fix is not Fix.POP_FLAGS:
             cpu.eflags = (cpu.eflags & ~TF) | step.guest_tf
+        if not step.guest_tf:
+            cpu.set_debug_register(6, (cpu.debug_register(6) & ~_DR6_BS) | (step.dr6 & _DR6_BS))
         return Finish.DONE_TRAP if step.guest_tf else Finish.DONE
 
     def abort_step(self, cpu: Cpu, prepared: Prepared) -> None:
@@ -332,7 +330,7 @@ class X86Arch:
 
     def _trap_after(self, cpu: Cpu, probe: X86Probe, at: int) -> Begin:
         target = self._call_target(cpu, probe) if probe.pushes and at != probe.address else None
-        self._step = _Step(probe, at, cpu.eflags & TF, cpu.gpr[_CX], target)
+        self._step = _Step(probe, at, cpu.eflags & TF, cpu.gpr[_CX], cpu.debug_register(6), target)
         cpu.eflags |= TF
         cpu.pc = at
         return Begin.STEPPING

@@ -153,7 +153,7 @@ async def test_a_circular_buffer(gdb: str):
         await world.gdb.cli("tvariable $hits = 0")
         await trace(world, "*fib", "collect $regs", "teval $hits = $hits + 1", "collect $hits")
         status = await run(world, 2)
-        assert re.search(r"Buffer contains 3 trace frames \(of \d\d created", status), status
+        assert re.search(r"Buffer contains [2-4] trace frames \(of \d\d created", status), status
         assert "Trace buffer is circular" in status
         await world.gdb.cli("tfind start")
         assert int(await world.gdb.value("$hits")) > 20

@@ -20,8 +20,16 @@ class FakeCpu:
     cpl: int = 0
     cr3: int = 0
 
+    debug: dict[int, int] = field(default_factory=dict)
+
     def segment_base(self, name: str) -> int:
         return 0
+
+    def debug_register(self, index: int) -> int:
+        return self.debug.get(index, 0)
+
+    def set_debug_register(self, index: int, value: int) -> None:
+        self.debug[index] = value
 
 
 @dataclass
