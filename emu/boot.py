@@ -18,7 +18,7 @@ from emu.iface import GuestExit, ImageError, MachineError, Panic, PowerOff, Stop
 from emu.images import facts, initramfs
 from emu.images.cache import Progress, quiet
 from emu.images.detect import load_image, load_kernel
-from emu.images.embedded import embedded_guest, layout
+from emu.images.embedded import embedded_guest
 from emu.images.fetch import DEFAULT_PACKAGES, fetch
 from emu.images.plan import Image, Section
 from emu.machine import Machine
@@ -181,9 +181,7 @@ def load(
 
 def boot_embedded(bits: int = 64, append: str = "", *, memory: int = 32 << 20, pae: bool = False) -> GuestMachine:
     """Our own small kernel, for tests and for where nothing can be fetched; see `emu.images.embedded`."""
-    machine = _start_image(embedded_guest(bits, append, pae=pae), f"embedded guest, {bits} bits", memory)
-    _watch_embedded(machine)
-    return machine
+    return _start_image(embedded_guest(bits, append, pae=pae), f"embedded guest, {bits} bits", memory)
 
 
 def restore(source: str | Path | Snapshot, progress: Progress = quiet) -> GuestMachine:
@@ -214,8 +212,6 @@ def restore(source: str | Path | Snapshot, progress: Progress = quiet) -> GuestM
     progress(f"{name}: {guest.title}, {machine.instructions:,} instructions in")
     if guest.kind == "linux":
         _watch_linux(machine)
-    elif guest.kind == "embedded":
-        _watch_embedded(machine)
     return machine
 
 
@@ -284,17 +280,6 @@ def _describe(machine: GuestMachine) -> dict[str, Any]:
         "settled": guest.settled,
         "symbols": base64.b64encode(pack_symbols(list(machine.symbols))).decode(),
     }
-
-
-def _watch_embedded(machine: GuestMachine) -> None:
-    """Its `panic` says so itself and then halts for good, which is more than a stop at its first instruction tells."""
-
-    def panic() -> Stop | None:
-        machine.guest.crashed = True
-        return None
-
-    (function,) = machine.symbols.lookup("panic")
-    machine.watch(function.address, panic, function.address - layout.KERNEL_OFFSET[machine.guest.bits])
 
 
 # ------------------------------------------------------------------------------------------------- a Linux guest's life

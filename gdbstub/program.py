@@ -32,7 +32,6 @@ from gdbstub.monitor import Monitor, Services
 from gdbstub.outcome import SUCCESS, USAGE, Outcome, judge, summary
 from gdbstub.outputs import Output, open_output, reader_is_gone
 from gdbstub.scripts import HostScripts, ScriptFolder
-from gdbstub.servedir import ServedFolder
 from gdbstub.server import Server
 from gdbstub.services import MachineInspector, NamedSnapshots, TraceText, disassembler
 from gdbstub.session import Session
@@ -69,7 +68,6 @@ class Program:
         self._lost = False  # a file that was asked for could not be written to its end
         self._log: Callable[[LogTopic, str], None] | None = None
         self._scripts: HostScripts | None = None
-        self._served: ServedFolder | None = None
         self._token = trio.lowlevel.current_trio_token()
 
     # -------------------------------------------------------------------------------------------------- preparing
@@ -87,11 +85,6 @@ class Program:
         self._prepare_outputs()
         self._prepare_objects()
         self._prepare_probes()
-        if options.serve_dir is not None:
-            try:
-                self._served = ServedFolder(options.serve_dir)
-            except OSError as error:
-                raise UsageError(f"{options.serve_dir}: {(error.strerror or str(error)).lower()}") from error
 
     def _is_for_a_person(self) -> bool:
         """Somebody types, or nothing would ever end a guest that skips its idle time at full speed."""
@@ -281,7 +274,7 @@ class Program:
         try:
             if isinstance(stop, iface.ConsoleMatch) and options.snapshot is not None:
                 self.machine.save(options.snapshot)
-            outcome = judge(stop, self.machine.guest.crashed)
+            outcome = judge(stop, self.machine.guest.crashed or self._halted_in_panic())
             if self._lost and outcome.status == SUCCESS:
                 outcome = replace(outcome, status=USAGE)
             if self._screen is not None and os.isatty(1) and not self.machine.console.text.endswith("\n"):
@@ -295,6 +288,11 @@ class Program:
         except OSError as error:
             raise UsageError(f"{error.filename}: {(error.strerror or str(error)).lower()}") from error
         return outcome
+
+    def _halted_in_panic(self) -> bool:
+        """A guest that is not Linux says itself that it panicked, and then halts for good in its function `panic`."""
+        found = self.machine.symbols.find(self._stop.pc) if isinstance(self._stop, iface.Halted) else None
+        return found is not None and found[0].name == "panic"
 
     def _writes_terminal(self) -> bool:
         return isinstance(self.options.listen, Stdio) or (
@@ -345,7 +343,7 @@ class Program:
         """What a debugger may read: the guest's symbols as an ELF file, made when the first one asks."""
         machine, guest = self.machine, self.machine.guest
         if not len(machine.symbols):
-            return FileTree({}, folder=self._served)
+            return FileTree({})
 
         def build() -> bytes:
             return symbol_elf(
@@ -356,7 +354,7 @@ class Program:
                 frames=guest.frames(),
             )
 
-        return FileTree({EXEC_FILE: build}, exec_file=EXEC_FILE, folder=self._served)
+        return FileTree({EXEC_FILE: build}, exec_file=EXEC_FILE)
 
 
 def _interrupt(server: Server) -> None:

@@ -7,7 +7,6 @@ from probes.jprobe import Jprobe
 from probes.kretprobe import Kretprobe, ReturnInstance
 from probes.manager import Manager
 from probes.regs import Regs
-from probes.uprobe import Uprobe
 
 __all__ = [
     "CallError",
@@ -18,7 +17,6 @@ __all__ = [
     "ProbeError",
     "Regs",
     "ReturnInstance",
-    "Uprobe",
     "s8",
     "s16",
     "s32",

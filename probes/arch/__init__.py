@@ -74,10 +74,6 @@ class ProbeArch(Protocol):
 
     convention: Convention
 
-    def user_convention(self, bits: int) -> Convention:
-        """How functions of programs are called, in code of that many bits."""
-        ...
-
     def arch_init(self) -> None:
         """Once, before the first probe."""
         ...
