@@ -6,8 +6,8 @@ a command works on is a narrow service (`Probes`, `Trace`, `Inspector`, `Snapsho
 so.
 
 A grammar is words separated by spaces: `word` or `one|another` literally, `NAME` one word of the user's, `[NAME]` the
-same but optional, `[OPTIONS]` the options the declaration lists, `DEF` and `FILE` the raw rest of the line: a probe
-definition is the kernel's own line and keeps its spaces and quotes.
+same but optional, `[OPTIONS]` the options the declaration lists, `DEF`, `FILE` and `PATH` the raw rest of the line: a
+probe definition is the kernel's own line and keeps its spaces and quotes.
 """
 
 from __future__ import annotations
@@ -98,6 +98,22 @@ class Scripts(Protocol):
         ...
 
 
+class System(Protocol):
+    """The guest's operating system, in lines. ProbeError says what is not available, and why."""
+
+    def processes(self) -> Sequence[str]: ...
+
+    def maps(self, pid: int, /) -> Sequence[str]: ...
+
+    def files(self, pid: int, /) -> Sequence[str]: ...
+
+    def modules(self) -> Sequence[str]: ...
+
+    def log(self) -> Sequence[str]: ...
+
+    def page_cache(self, path: str, /) -> Sequence[str]: ...
+
+
 TOPICS: Final = ("registers", "mem", "tlb", "pic", "timers", "stats")
 
 
@@ -112,6 +128,7 @@ class Services:
     snapshots: Snapshots | None = None
     disassemble: Callable[[int, int], Sequence[str]] | None = None
     scripts: Scripts | None = None
+    system: System | None = None
     quit: Callable[[], None] | None = None
 
 
@@ -149,7 +166,7 @@ class Command:
 
 Handler = TypeVar("Handler", bound=Callable[..., Sequence[str]])
 _MARK = "_command_declarations"
-_RAW = ("DEF", "FILE")
+_RAW = ("DEF", "FILE", "PATH")
 _WORD = re.compile(r"\s*(\S+)")
 
 
@@ -392,6 +409,30 @@ class Monitor:
             raise CommandError(f"trace: {count!r} is no number of records")
         return self._trace().lines(None if count is None else int(count))
 
+    @command("ps", "the guest's processes")
+    def ps(self, _arguments: Arguments) -> Sequence[str]:
+        return self._system().processes()
+
+    @command("maps PID", "a process's memory, as /proc/PID/maps")
+    def maps(self, arguments: Arguments) -> Sequence[str]:
+        return self._system().maps(_pid(arguments))
+
+    @command("files PID", "a process's open files, as /proc/PID/fd")
+    def files(self, arguments: Arguments) -> Sequence[str]:
+        return self._system().files(_pid(arguments))
+
+    @command("lsmod", "the kernel's modules")
+    def lsmod(self, _arguments: Arguments) -> Sequence[str]:
+        return self._system().modules()
+
+    @command("dmesg", "what the kernel has printed")
+    def dmesg(self, _arguments: Arguments) -> Sequence[str]:
+        return self._system().log()
+
+    @command("page-cache PATH", "a file's pages in the guest's memory: offsets and physical addresses")
+    def page_cache(self, arguments: Arguments) -> Sequence[str]:
+        return self._system().page_cache(arguments.words["PATH"])
+
     @command("script FILE", "run a Python file from --allow-scripts; it has `machine` and `probes`")
     def script(self, arguments: Arguments) -> Sequence[str]:
         return self._scripts().run(arguments.words["FILE"])
@@ -414,6 +455,9 @@ class Monitor:
     def _scripts(self) -> Scripts:
         return _need(self._services.scripts, "the server was started without --allow-scripts DIR")
 
+    def _system(self) -> System:
+        return _need(self._services.system, "this guest's operating system is not known")
+
     def _snapshots(self) -> Snapshots:
         return _need(self._services.snapshots, "snapshots are not available here")
 
@@ -435,6 +479,14 @@ class Monitor:
         if paddr is None:
             raise CommandError(f"{text} ({vaddr:#x}) is not mapped now")
         return paddr
+
+
+def _pid(arguments: Arguments) -> int:
+    text = arguments.words["PID"]
+    number = _number(text)
+    if number is None or number >= 1 << 31:
+        raise CommandError(f"{text!r} is no process id")
+    return number
 
 
 def _number(text: str) -> int | None:

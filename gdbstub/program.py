@@ -33,7 +33,7 @@ from gdbstub.outcome import SUCCESS, USAGE, Outcome, judge, summary
 from gdbstub.outputs import Output, open_output, reader_is_gone
 from gdbstub.scripts import HostScripts, ScriptFolder
 from gdbstub.server import Server
-from gdbstub.services import MachineInspector, NamedSnapshots, TraceText, disassembler
+from gdbstub.services import GuestSystem, MachineInspector, NamedSnapshots, TraceText, disassembler
 from gdbstub.session import Session
 from gdbstub.terminal import say, show_status
 from gdbstub.tracepoints import Tracing
@@ -319,6 +319,7 @@ class Program:
                 snapshots=NamedSnapshots(machine),
                 disassemble=disassembler(machine),
                 scripts=self._scripts,
+                system=GuestSystem(self.probes),
                 quit=lambda: self._token.run_sync_soon(self.end),
             )
         )

@@ -14,6 +14,7 @@ from emu.iface import MachineError
 from emu.insn import MAX_INSN_SIZE, InvalidInstruction, decode
 from emu.paging import Page, mappings
 from emu.snapshot import CHUNK, Snapshot
+from probes.linux import report
 from probes.manager import Manager
 from probes.trace import Record, TraceRing
 
@@ -150,6 +151,31 @@ def _flat(name: str, value: object) -> Iterator[tuple[str, object]]:
             yield from _flat(f"{name}.{key}", inner)
     else:
         yield name, value
+
+
+class GuestSystem:
+    """Implements monitor.System. The guest's operating system is looked for when it is first asked about."""
+
+    def __init__(self, probes: Manager) -> None:
+        self._probes = probes
+
+    def processes(self) -> Sequence[str]:
+        return report.processes(self._probes.linux)
+
+    def maps(self, pid: int, /) -> Sequence[str]:
+        return report.maps(self._probes.linux, pid)
+
+    def files(self, pid: int, /) -> Sequence[str]:
+        return report.files(self._probes.linux, pid)
+
+    def modules(self) -> Sequence[str]:
+        return report.modules(self._probes.linux)
+
+    def log(self) -> Sequence[str]:
+        return report.log(self._probes.linux)
+
+    def page_cache(self, path: str, /) -> Sequence[str]:
+        return report.page_cache(self._probes.linux, path)
 
 
 @dataclass

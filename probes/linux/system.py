@@ -17,12 +17,13 @@ from drgn.helpers.linux.fs import for_each_file, inode_for_each_page, path_looku
 from drgn.helpers.linux.list import list_for_each_entry
 from drgn.helpers.linux.mm import for_each_vma, page_index, page_to_pfn
 from drgn.helpers.linux.pid import find_task, for_each_task
-from drgn.helpers.linux.printk import PrintkRecord, get_printk_records
 from drgn.helpers.linux.xarray import xa_is_value, xa_load
 
 from emu.iface import Machine, MemoryFault
 from probes.linux.kernel import KernelTypes, kernel_types
+from probes.linux.modules import LoadedModule, loaded_modules
 from probes.linux.paths import file_path, mapping_name
+from probes.linux.printk import LogRecord, log_records
 from probes.linux.program import KernelMemory, NotAvailable, make_program, question
 from probes.linux.tasks import LinuxTasks, current_tasks
 
@@ -189,12 +190,17 @@ class Linux:
             offset, size = offset + count, size - count
         return b"".join(found)
 
-    # ----------------------------------------------------------------------------------------------------------- log
+    # --------------------------------------------------------------------------------------------------- the kernel
 
-    def log(self) -> list[PrintkRecord]:
+    def modules(self) -> list[LoadedModule]:
+        """What is loaded, the newest first."""
+        with self.asking("the modules are") as program:
+            return loaded_modules(program)
+
+    def log(self) -> list[LogRecord]:
         """What the kernel has printed and still keeps, oldest first."""
         with self.asking("the kernel's log is") as program:
-            return get_printk_records(program)
+            return log_records(program)
 
 
 def linux_of(machine: Machine) -> Linux:

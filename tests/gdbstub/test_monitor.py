@@ -38,7 +38,7 @@ def recorder() -> Recorder:
 
 @pytest.fixture
 def services(recorder: Recorder) -> Services:
-    parts = {"probes": recorder, "trace": recorder, "inspector": recorder, "snapshots": recorder}
+    parts = {"probes": recorder, "trace": recorder, "inspector": recorder, "snapshots": recorder, "system": recorder}
     return Services(FakeMachine(X86_64), quit=lambda: recorder.calls.append(("quit",)), **parts)
 
 
@@ -67,6 +67,12 @@ def refusal(monitor: Monitor, text: str) -> str:
         ("snapshot save booted", ("save", "booted")),
         ("snapshot restore booted", ("restore", "booted")),
         ("snapshot list", ("list",)),
+        ("ps", ("processes",)),
+        ("maps 1", ("maps", 1)),
+        ("files 0x10", ("files", 16)),
+        ("lsmod", ("modules",)),
+        ("dmesg", ("log",)),
+        ("page-cache /a b", ("page_cache", "/a b")),
         ("kprobe list", ("list",)),
         ("kprobe info p1", ("info", "p1")),
         ("  kprobe   enable  p* ", ("enable", "p*")),

@@ -9,7 +9,8 @@ import pytest
 from emu.boot import GuestMachine, boot_embedded
 from emu.iface import ConsoleMatch, MachineError
 from gdbstub.monitor import TOPICS
-from gdbstub.services import MachineInspector, NamedSnapshots, TraceText, disassembler
+from gdbstub.services import GuestSystem, MachineInspector, NamedSnapshots, TraceText, disassembler
+from probes.linux import NotAvailable
 from probes.manager import Manager
 
 
@@ -123,3 +124,13 @@ def test_disassembly_ends_where_memory_or_sense_ends(machine: GuestMachine):
     assert disassembler(machine)(end - 3, 9)[1:] == [f"{end - 2:016x}: nop", f"{end - 1:016x}: (bad)"]
     with pytest.raises(MachineError, match="cannot read memory"):
         disassembler(machine)(end, 1)
+
+
+def test_a_guest_that_is_no_linux_says_so() -> None:
+    """Every question about the operating system has the reason for an answer, not a traceback and not an empty list."""
+    machine = boot_embedded()
+    system = GuestSystem(Manager(machine))
+    for ask in (system.processes, system.modules, system.log, lambda: system.maps(1), lambda: system.page_cache("/x")):
+        with pytest.raises(NotAvailable) as refused:
+            ask()
+        assert refused.value.lines() == ["the guest's operating system is not available because the guest is no Linux"]
