@@ -23,6 +23,7 @@ CF, ZF, TF, IF, DF, NT, RF, VM, AC = 1, 0x40, 0x100, 0x200, 0x400, 0x4000, 0x100
 IOPL_SHIFT = 12
 _ARITHMETIC = 0x8D5  # OF SF ZF AF PF CF
 _CC_OP_EFLAGS = 1
+NO_EXCEPTION = 0xFFFFFFFF  # in `old_exception`
 
 ES, CS, SS, DS, FS, GS = range(6)
 SEGMENT_NAMES = ("es", "cs", "ss", "ds", "fs", "gs")
@@ -159,14 +160,18 @@ class CpuState:
         layout = find_image()
         self._bytes = engine.state
         even = len(engine.state) // 8 * 8
-        self._q = self._bytes[:even].cast("Q")
-        self._d = self._bytes[:even].cast("I")
-        self.gpr = self._q[:16]
-        self._pc, self._eflags_at = _AT["pc"] // 8, _AT["eflags"] // 8
+        # As numbers of 8 and of 4 bytes, with the indices of some, for those in the hurry of every trap.
+        self.words = self._bytes[:even].cast("Q")
+        self.dwords = self._bytes[:even].cast("I")
+        self.gpr = self.words[:16]
+        self.pc_at, self.eflags_at, self.hflags_at = _AT["pc"] // 8, _AT["eflags"] // 8, _AT["hflags"] // 4
+        self.cs_base_at = (self._segment_at(CS) + _SEGMENT_AT["base"]) // 8
         self._cc_src, self._cc_op, self._df = _AT["cc_src"] // 8, _AT["cc_op"] // 4, _AT["df"] // 4
-        self._hflags_at, self._cr = _AT["hflags"] // 4, _AT["cr"] // 8
+        self._cr = _AT["cr"] // 8
         self._efer = layout.efer // 8
+        self.control_at = (self._cr, self._cr + 3, self._cr + 4, self._efer)  # CR0, CR3, CR4, EFER
         self._error_at = layout.error
+        self.old_exception_at = (layout.error + _ERROR_AT["old_exception"]) // 4
         self._msrs = dict(layout.msrs)
         self.running = False  # the engine is inside `run`
 
@@ -175,42 +180,42 @@ class CpuState:
     @property
     def pc(self) -> int:
         """RIP, EIP or IP: the offset into the code segment."""
-        return self._q[self._pc]
+        return self.words[self.pc_at]
 
     @pc.setter
     def pc(self, value: int) -> None:
-        self._q[self._pc] = value
+        self.words[self.pc_at] = value
 
     @property
     def linear_pc(self) -> int:
         """Where the instruction at `pc` is fetched from."""
-        pc: int = self._q[self._pc]
-        if self._d[self._hflags_at] & HF_CS64:
+        pc: int = self.words[self.pc_at]
+        if self.dwords[self.hflags_at] & HF_CS64:
             return pc
         return (pc + self.segment(CS).base) & 0xFFFFFFFF
 
     @property
     def eflags(self) -> int:
-        return self._engine.read_eflags() if self.running else self._q[self._eflags_at]
+        return self._engine.read_eflags() if self.running else self.words[self.eflags_at]
 
     @eflags.setter
     def eflags(self, value: int) -> None:
         if self.running:
-            self._q[self._cc_src] = value & _ARITHMETIC
-            self._d[self._cc_op] = _CC_OP_EFLAGS
-            self._d[self._df] = 0xFFFFFFFF if value & DF else 1
+            self.words[self._cc_src] = value & _ARITHMETIC
+            self.dwords[self._cc_op] = _CC_OP_EFLAGS
+            self.dwords[self._df] = 0xFFFFFFFF if value & DF else 1
             value &= ~(_ARITHMETIC | DF)
-        self._q[self._eflags_at] = value | 2
+        self.words[self.eflags_at] = value | 2
 
     @property
     def system_flags(self) -> int:
         """EFLAGS without the arithmetic flags and DF, which take the engine a while to put together."""
-        return self._q[self._eflags_at] & ~(_ARITHMETIC | DF)
+        return self.words[self.eflags_at] & ~(_ARITHMETIC | DF)
 
     @system_flags.setter
     def system_flags(self, value: int) -> None:
-        at = self._eflags_at
-        self._q[at] = (self._q[at] & (_ARITHMETIC | DF)) | (value & ~(_ARITHMETIC | DF))
+        at = self.eflags_at
+        self.words[at] = (self.words[at] & (_ARITHMETIC | DF)) | (value & ~(_ARITHMETIC | DF))
 
     def integer_state(self) -> bytes:
         """General registers, pc and flags as the engine has them now: to see whether a handler has changed any."""
@@ -218,66 +223,66 @@ class CpuState:
 
     @property
     def hflags(self) -> int:
-        return self._d[self._hflags_at]
+        return self.dwords[self.hflags_at]
 
     @hflags.setter
     def hflags(self, value: int) -> None:
-        self._d[self._hflags_at] = value
+        self.dwords[self.hflags_at] = value
 
     @property
     def cpl(self) -> int:
-        return self._d[self._hflags_at] & HF_CPL
+        return self.dwords[self.hflags_at] & HF_CPL
 
     @property
     def bits(self) -> int:
-        hflags = self._d[self._hflags_at]
+        hflags = self.dwords[self.hflags_at]
         return 64 if hflags & HF_CS64 else 32 if hflags & HF_CS32 else 16
 
     @property
     def long_mode(self) -> bool:
         """IA-32e mode is active (64-bit or compatibility)."""
-        return bool(self._d[self._hflags_at] & HF_LMA)
+        return bool(self.dwords[self.hflags_at] & HF_LMA)
 
     @property
     def interrupt_shadow(self) -> bool:
-        return bool(self._d[self._hflags_at] & HF_INHIBIT_IRQ)
+        return bool(self.dwords[self.hflags_at] & HF_INHIBIT_IRQ)
 
     def cr(self, index: int) -> int:
         """CR0, CR2, CR3 or CR4."""
-        return self._q[self._cr + index]
+        return self.words[self._cr + index]
 
     def set_cr(self, index: int, value: int) -> None:
         """The number alone: call `recompute_hflags` after CR0 or CR4, and have the engine forget its page walks."""
-        self._q[self._cr + index] = value
+        self.words[self._cr + index] = value
 
     @property
     def cr3(self) -> int:
-        return self._q[self._cr + 3]
+        return self.words[self._cr + 3]
 
     @property
     def efer(self) -> int:
-        return self._q[self._efer]
+        return self.words[self._efer]
 
     @efer.setter
     def efer(self, value: int) -> None:
-        self._q[self._efer] = value
+        self.words[self._efer] = value
 
     def tables(self) -> Tables:
-        q, cr = self._q, self._cr
+        q, cr = self.words, self._cr
         return Tables(q[cr], q[cr + 3], q[cr + 4], q[self._efer])
 
     def msr(self, index: int) -> int:
         """One of the MSRs that system-call entry needs; 32-bit ones zero-extended."""
         at = self._msrs[index]
-        return int(self._d[at // 4] if index == MSR_SYSENTER_CS else self._q[at // 8])
+        return int(self.dwords[at // 4] if index == MSR_SYSENTER_CS else self.words[at // 8])
 
     def set_msr(self, index: int, value: int) -> None:
         """Of one of those."""
         at = self._msrs[index]
         if index == MSR_SYSENTER_CS:
-            self._d[at // 4] = value & 0xFFFFFFFF
+            self.dwords[at // 4] = value & 0xFFFFFFFF
         else:
-            self._q[at // 8] = value
+            self.words[at // 8] = value
 
     # ----------------------------------------------------------------------------------------------------- segments
 
@@ -299,26 +304,26 @@ class CpuState:
     def table(self, name: str) -> tuple[int, int]:
         """(base, limit) of "ldt", "tr", "gdt" or "idt": what a trap needs of it."""
         at = _AT[name] // 4
-        return self._q[at // 2 + 1], self._d[at + 4]
+        return self.words[at // 2 + 1], self.dwords[at + 4]
 
     def set_system_segment(self, name: str, selector: int, base: int, limit: int, flags: int = 0) -> None:
         self._write_segment(_AT[name], selector, base, limit, flags)
 
     def selector(self, index: int) -> int:
-        return int(self._d[self._segment_at(index) // 4])
+        return int(self.dwords[self._segment_at(index) // 4])
 
     def segment_base(self, name: str) -> int:
         """Base address of "es" "cs" "ss" "ds" "fs" "gs"."""
         return self.segment(SEGMENT_NAMES.index(name)).base
 
     def _read_segment(self, at: int) -> Segment:
-        d, i = self._d, at // 4
-        return Segment(d[i], self._q[(at + 8) // 8], d[i + 4], d[i + 5])
+        d, i = self.dwords, at // 4
+        return Segment(d[i], self.words[(at + 8) // 8], d[i + 4], d[i + 5])
 
     def _write_segment(self, at: int, selector: int, base: int, limit: int, flags: int) -> None:
-        d, i = self._d, at // 4
+        d, i = self.dwords, at // 4
         d[i] = selector
-        self._q[(at + 8) // 8] = base
+        self.words[(at + 8) // 8] = base
         d[i + 4] = limit
         d[i + 5] = flags
 
@@ -347,22 +352,22 @@ class CpuState:
 
     @property
     def error_code(self) -> int:
-        return self._d[self._error_at // 4]
+        return self.dwords[self._error_at // 4]
 
     @property
     def software_interrupt(self) -> bool:
         """The last INTR hook is for `int n`, int3 or into."""
-        return bool(self._d[self._error_at // 4 + 1])
+        return bool(self.dwords[self._error_at // 4 + 1])
 
     def forget_exception(self) -> None:
         """The engine never does: without it the next fault counts as nested."""
-        self._d[(self._error_at + _ERROR_AT["old_exception"]) // 4] = 0xFFFFFFFF
+        self.dwords[self.old_exception_at] = NO_EXCEPTION
 
     def debug_register(self, index: int) -> int:
-        return self._q[(self._error_at + _ERROR_AT["dr"]) // 8 + index]
+        return self.words[(self._error_at + _ERROR_AT["dr"]) // 8 + index]
 
     def set_debug_register(self, index: int, value: int) -> None:
-        self._q[(self._error_at + _ERROR_AT["dr"]) // 8 + index] = value
+        self.words[(self._error_at + _ERROR_AT["dr"]) // 8 + index] = value
 
     # ------------------------------------------------------------------------------------------------ set aside, inside
 

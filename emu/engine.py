@@ -50,7 +50,7 @@ for _name, _arguments in {
 }.items():
     getattr(_lib, _name).argtypes = _arguments
 
-_INTR = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p)
+_INTR = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32)  # and what it was registered with, which we don't use
 _CODE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_void_p)
 _INSN = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
 _VOID = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
@@ -370,11 +370,14 @@ class Engine:
         try:
             return call(*arguments)
         except BaseException as error:  # noqa: BLE001  # a C frame lies above: keep it and stop; `machine` reports it
-            if self.failure is None:
-                self.failure, self.failure_text = error, traceback.format_exc()
-            self.limit[0] = 0
-            _lib.uc_emu_stop(self._handle)
+            self._fail(error)
             return 0
+
+    def _fail(self, error: BaseException) -> None:
+        if self.failure is None:
+            self.failure, self.failure_text = error, traceback.format_exc()
+        self.limit[0] = 0
+        _lib.uc_emu_stop(self._handle)
 
     def _hook(self, kind: int, callback: object, begin: int = 1, end: int = 0, instruction: int = 0) -> ctypes.c_size_t:
         handle = ctypes.c_size_t()
@@ -411,7 +414,15 @@ class Engine:
             self._keep.append(callback)
             self._hook(kind, callback, instruction=instruction)
 
-        tracked(unicorn.UC_HOOK_INTR, _INTR(lambda _u, vector, _d: guard(hooks.on_interrupt, vector)))
+        on_interrupt = hooks.on_interrupt
+
+        def interrupt(_uc: int, vector: int) -> None:
+            try:  # `_guard` without a call more
+                on_interrupt(vector)
+            except BaseException as error:  # noqa: BLE001  # as there
+                self._fail(error)
+
+        tracked(unicorn.UC_HOOK_INTR, _INTR(interrupt))
         tracked(unicorn.UC_HOOK_INSN_INVALID, _INSN(invalid))
         for callback, instruction in (
             (_IN(lambda _u, port, size, _d: guard(hooks.on_in, port, size)), reg.UC_X86_INS_IN),

@@ -247,6 +247,7 @@ class Cpu(Protocol):
 
     pc: int
     eflags: int
+    system_flags: int  # eflags without the arithmetic flags and DF: cheaper
 
     @property
     def gpr(self) -> GprFile: ...
@@ -356,6 +357,18 @@ class Text(Protocol):
         """No error where it is not armed."""
         ...
 
+    def shorten(
+        self, vaddr: int, owner: object, code: bytes, to: int, call: Callable[[], int | None], uncount: int
+    ) -> None:
+        """Have arrivals at the int3 of `vaddr` come to `call` at once, instead of the trap client's `on_break`.
+
+        That is in ring 0, by flat segments, with TF clear, for as long as `owner` is alone there, the instruction there
+        is `code`, it and `to` are mapped as now. `call` says where the guest goes on, usually at `to`, and `uncount`
+        instructions are taken off the clock; or None, having done nothing, to have it the long way. Without effect
+        where the usual way is not to be had now, and ended by every change of who owns the place.
+        """
+        ...
+
     def code(self, vaddr: int, size: int) -> bytes | None:
         """The guest's bytes at an armed int3, up to `size` and no further than the page: for a look at each hit.
 
@@ -382,6 +395,10 @@ class Window(Protocol):
 
     def write(self, offset: int, data: bytes) -> None:
         """Put code into the window; translated code there is dropped."""
+        ...
+
+    def shorten(self, offset: int, call: Callable[[], int | None], uncount: int) -> None:
+        """As Text.shorten, for an int3 that was written into the window; until something else is written there."""
         ...
 
     def contains(self, vaddr: int) -> bool: ...

@@ -112,6 +112,7 @@ class Machine(RunLoop):
         self._followers.clear()
         self.watched.forget()
         self.console.reset(state["console"])
+        self.shortcuts.clear()
         self.window.forget()
         self.words.forget()
         self.breaks.forget()

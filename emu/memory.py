@@ -14,6 +14,7 @@ from emu.engine import Engine
 from emu.iface import MemoryFault
 from emu.paging import Page, walk
 from emu.ram import PAGE, Ram
+from emu.walks import Walks
 
 
 class Layer(Protocol):
@@ -27,10 +28,11 @@ class Layer(Protocol):
 class GuestMemory:
     """Implements iface.Memory."""
 
-    def __init__(self, ram: Ram, cpu: CpuState, engine: Engine, *layers: Layer) -> None:
+    def __init__(self, ram: Ram, cpu: CpuState, engine: Engine, walks: Walks, *layers: Layer) -> None:
         self._ram = ram
         self._cpu = cpu
         self._engine = engine
+        self._walks = walks
         self._layers = layers
 
     @property
@@ -44,49 +46,47 @@ class GuestMemory:
         By the tables in force, or by others of their kind whose top level lies at physical address `root`; those map
         nothing before the guest has switched paging on.
         """
-        page = self._page(vaddr, root)
-        return page.paddr if page else None
+        paddr = self._walks.locate(vaddr) if root is None else self._translate_from(root, vaddr)
+        return paddr if paddr is not None and paddr < self._ram.size else None
 
-    def _page(self, vaddr: int, root: int | None = None) -> Page | None:
+    def _translate_from(self, root: int, vaddr: int) -> int | None:
         tables = self._cpu.tables()
-        if root is not None:
-            if not tables.paged:
-                return None
-            tables = tables._replace(cr3=root)
-        page = walk(self._ram, tables, vaddr)
-        return page if page is not None and page.paddr < self._ram.size else None
+        page = walk(self._ram, tables._replace(cr3=root), vaddr) if tables.paged else None
+        return None if page is None else page.paddr
 
-    def _spans(self, vaddr: int, size: int, access: str) -> Iterator[tuple[int, int, Page]]:
-        """(virtual address, bytes, page) for each page the range touches."""
+    def _spans(self, vaddr: int, size: int, access: str) -> Iterator[tuple[int, int, int]]:
+        """(virtual address, bytes, physical address) for each page the range touches."""
         mask = (1 << 64) - 1 if self._cpu.long_mode else (1 << 32) - 1
         vaddr &= mask
         while size > 0:
-            page = self._page(vaddr)
-            if page is None:
+            paddr = self.translate(vaddr)
+            if paddr is None:
                 raise MemoryFault(vaddr, access)
             count = min(size, PAGE - (vaddr & (PAGE - 1)))
-            yield vaddr, count, page
+            yield vaddr, count, paddr
             vaddr, size = (vaddr + count) & mask, size - count
 
     def read(self, vaddr: int, size: int) -> bytes:
         """`size` bytes; MemoryFault names the first address that has none."""
-        return b"".join(self.read_physical(page.paddr, count) for _, count, page in self._spans(vaddr, size, "read"))
+        if 0 < size <= PAGE - (vaddr & PAGE - 1) and (paddr := self.translate(vaddr)) is not None:
+            return self.read_physical(paddr, size)
+        return b"".join(self.read_physical(paddr, count) for _, count, paddr in self._spans(vaddr, size, "read"))
 
     def write(self, vaddr: int, data: bytes) -> None:
         """All or nothing across pages. Armed places under it stay armed, over the new bytes."""
         spans = list(self._spans(vaddr, len(data), "write"))
         at = 0
-        for start, count, page in spans:
-            self._ram.write(page.paddr, self._cover(page.paddr, data[at : at + count]))
-            self._engine.drop_code(start, count, reachable(self._cpu, page))
+        for start, count, paddr in spans:
+            self._ram.write(paddr, self._cover(paddr, data[at : at + count]))
+            self._engine.drop_code(start, count, reachable(self._cpu, self._walks.page(start)))
             at += count
 
     def store(self, vaddr: int, data: bytes) -> None:
         """As `write`, to a stack: no code is there, so that none needs to be translated anew."""
         spans = list(self._spans(vaddr, len(data), "write"))
         at = 0
-        for _, count, page in spans:
-            self._ram.write(page.paddr, self._cover(page.paddr, data[at : at + count]))
+        for _, count, paddr in spans:
+            self._ram.write(paddr, self._cover(paddr, data[at : at + count]))
             at += count
 
     def read_physical(self, paddr: int, size: int) -> bytes:

@@ -61,6 +61,18 @@ def entry_addresses(ram: Ram, tables: Tables, vaddr: int) -> list[int]:
     return found
 
 
+def root_of(tables: Tables) -> int:
+    """Physical address of the root table."""
+    if tables.efer & EFER_LMA:
+        return tables.cr3 & ADDRESS
+    return tables.cr3 & (0xFFFFFFE0 if tables.cr4 & CR4_PAE else 0xFFFFF000)
+
+
+def entries_are_wide(tables: Tables) -> bool:
+    """They have 8 bytes, else 4."""
+    return bool(tables.efer & EFER_LMA or tables.cr4 & CR4_PAE)
+
+
 def walk(ram: Ram, tables: Tables, vaddr: int) -> Page | None:
     """The page that `vaddr` lies in, or None where it is not mapped (or its tables lie outside RAM)."""
     if not tables.paged:

@@ -40,10 +40,12 @@ from emu.memory import GuestMemory
 from emu.pace import Pacer
 from emu.ram import Ram
 from emu.registers import GuestRegisters
+from emu.shortcuts import Shortcuts
 from emu.symbols import SymbolTable
 from emu.text import ArmedText, Place
 from emu.traps import GuestFault, Traps, TripleFaulted
 from emu.vex import VexGuard
+from emu.walks import Walks
 from emu.watch import WatchedMemory
 from emu.window import SlotWindow
 from emu.words import SubstitutedWords
@@ -78,14 +80,16 @@ class RunLoop:
         self._base = 0  # instructions retired before the engine was entered last
         self.clock = Clock(lambda: self._base + self.engine.counter[0])
         self.devices = Devices(self.clock, memory)
-        self.text = ArmedText(self.ram, self.cpu, self.engine, self._on_pc_hook)
+        walks = Walks(self.ram, self.cpu)
+        self.shortcuts = Shortcuts(self.ram, self.cpu, self.engine, walks)
+        self.text = ArmedText(self.ram, self.cpu, self.engine, walks, self.shortcuts, self._on_pc_hook)
         self.breaks = CodeBreaks(self.ram, self.cpu, self.engine)
-        self.window = SlotWindow(self.ram, self.cpu, self.engine)
+        self.window = SlotWindow(self.ram, self.cpu, self.engine, walks, self.shortcuts)
         self._vex = VexGuard(self.cpu, self.engine, self.text, Watcher(lambda: None))
         self.watched = WatchedMemory(self.ram, self.cpu, self.engine, self.text, Watcher(self._before_control_write))
         self.traps.on_access = self.watched.accessed
-        self.words = SubstitutedWords(self.ram, self.cpu)
-        self.memory = GuestMemory(self.ram, self.cpu, self.engine, self.text, self.words)
+        self.words = SubstitutedWords(self.ram, walks)
+        self.memory = GuestMemory(self.ram, self.cpu, self.engine, walks, self.text, self.words)
         self.registers = GuestRegisters(self.cpu, self.engine, self.traps, self._leave_halt)
         self.symbols = symbols if symbols is not None else SymbolTable()
         self.console = Console(self._stop_for)
@@ -341,10 +345,12 @@ class RunLoop:
 
     def on_interrupt(self, vector: int) -> None:
         cpu = self.cpu
+        if vector == t.BP:
+            usual = self._skip_breakpoint is None and not self._stop_requested
+            if (usual and self.shortcuts.take()) or self._on_int3():
+                return
         if vector in t.FAULTS:
             self.watched.forget()  # what this instruction accessed before it faulted
-        if vector == t.BP and cpu.software_interrupt and self._on_int3():
-            return
         if vector == t.PF and cpu.cr(2) == cpu.linear_pc and self._breaks_at_fetch():
             return
         client = self.trap_client
@@ -392,8 +398,7 @@ class RunLoop:
             return False
 
     def on_invalid(self) -> None:
-        cpu = self.cpu
-        client = self.trap_client
+        client, cpu = self.trap_client, self.cpu
         if client is not None and self.window.contains(cpu.pc) and self._answered(client.on_fault(cpu, t.UD)):
             return
         self._deliver(t.UD)

@@ -19,8 +19,9 @@ from emu.cpustate import CpuState
 from emu.engine import Engine
 from emu.iface import BackEnd, MemoryFault
 from emu.memory import reachable
-from emu.paging import walk
 from emu.ram import PAGE, Ram
+from emu.shortcuts import Shortcuts
+from emu.walks import Walks
 
 INT3 = 0xCC
 
@@ -43,10 +44,20 @@ class Place:
 class ArmedText:
     """Implements iface.Text."""
 
-    def __init__(self, ram: Ram, cpu: CpuState, engine: Engine, on_hook: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        ram: Ram,
+        cpu: CpuState,
+        engine: Engine,
+        walks: Walks,
+        shortcuts: Shortcuts,
+        on_hook: Callable[[int], None],
+    ) -> None:
         self._ram = ram
         self._cpu = cpu
         self._engine = engine
+        self._walks = walks
+        self._shortcuts = shortcuts
         self._on_hook = on_hook
         self._places: dict[tuple[int, BackEnd], Place] = {}
         self._bytes: dict[int, Place] = {}  # INT3 places by physical address; aliases share the first one's byte
@@ -73,9 +84,22 @@ class ArmedText:
             self._update_hook(vaddr)
         if not any(known is owner for known in place.owners):
             place.owners.append(owner)
+        self._shortcuts.drop(vaddr)
+
+    def shorten(
+        self, vaddr: int, owner: object, code: bytes, to: int, call: Callable[[], int | None], uncount: int
+    ) -> None:
+        """See iface.Text.shorten."""
+        place = self._places.get((vaddr, BackEnd.INT3))
+        self._shortcuts.drop(vaddr)
+        if place is None or place.owners != [owner] or vaddr in self._hooks:
+            return
+        room = PAGE - (vaddr & PAGE - 1)
+        self._shortcuts.make(vaddr, place.paddr, b"\xcc" + code[1:room], to, call, uncount)
 
     def disarm(self, vaddr: int, owner: object) -> None:
         """Of both back ends; no error where it is not armed."""
+        self._shortcuts.drop(vaddr)
         for back_end in BackEnd:
             place = self._places.get((vaddr, back_end))
             if place is None:
@@ -103,10 +127,10 @@ class ArmedText:
         if self.withdrawn:
             return None
         place = self._places.get((vaddr, BackEnd.INT3))
-        page = walk(self._ram, self._cpu.tables(), vaddr)
-        if page is None or page.paddr == self._lifted:
+        paddr = self._walks.locate(vaddr)
+        if paddr is None or paddr == self._lifted:
             return None
-        return place if place is not None and place.paddr == page.paddr else self._bytes.get(page.paddr)
+        return place if place is not None and place.paddr == paddr else self._bytes.get(paddr)
 
     def hooked(self, vaddr: int) -> Place | None:
         """The place that a PC hook at `vaddr` stands for, a withdrawn int3's owners included."""
@@ -148,8 +172,8 @@ class ArmedText:
 
     def _paddr_of(self, vaddr: int) -> int | None:
         """Where `vaddr` lies in guest RAM now."""
-        page = walk(self._ram, self._cpu.tables(), vaddr)
-        return page.paddr if page is not None and page.paddr < self._ram.size else None
+        paddr = self._walks.locate(vaddr)
+        return paddr if paddr is not None and paddr < self._ram.size else None
 
     def _update_hook(self, vaddr: int) -> None:
         """Have the engine hook `vaddr`, or no longer, as the places there ask."""
@@ -186,8 +210,7 @@ class ArmedText:
         self._drop_code(place.vaddr)
 
     def _drop_code(self, vaddr: int) -> None:
-        page = walk(self._ram, self._cpu.tables(), vaddr)
-        self._engine.drop_code(vaddr, 1, reachable(self._cpu, page))
+        self._engine.drop_code(vaddr, 1, reachable(self._cpu, self._walks.page(vaddr)))
 
     # --------------------------------------------------------------------------------------------- around one address
 

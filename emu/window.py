@@ -9,6 +9,7 @@ leave it out.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from emu.cpustate import CpuState
@@ -17,6 +18,8 @@ from emu.iface import MachineError, MemoryFault
 from emu.memory import reachable
 from emu.paging import ADDRESS, CR4_PAE, EFER_NXE, NX, Page, entry_addresses, walk
 from emu.ram import WINDOW_SIZE, Ram
+from emu.shortcuts import Shortcuts
+from emu.walks import Walks
 
 _LARGE_READ_EXECUTE: Final = 0xA1  # present, accessed, large; not writable, so that no W+X check complains
 _LARGE_WRITABLE: Final = 0xE3  # present, writable, accessed, dirty, large
@@ -35,10 +38,12 @@ class SlotWindow:
     text = range(_TEXT, _DATA)
     data = range(_DATA, WINDOW_SIZE)
 
-    def __init__(self, ram: Ram, cpu: CpuState, engine: Engine) -> None:
+    def __init__(self, ram: Ram, cpu: CpuState, engine: Engine, walks: Walks, shortcuts: Shortcuts) -> None:
         self._ram = ram
         self._cpu = cpu
         self._engine = engine
+        self._walks = walks
+        self._shortcuts = shortcuts
         self.base: int | None = None
         self._data: int | None = None  # where the data half is mapped
         self._entries: dict[int, int] = {}  # directory entries that are ours: physical address -> bytes
@@ -47,7 +52,7 @@ class SlotWindow:
         """Virtual address of byte `offset`, mapped now; MachineError where there is no room for it."""
         if self.base is None:
             self.base = self._find_base()
-        elif self._walk(self.base) is None:
+        elif self._walks.page(self.base) is None:
             self._map_code()
         if offset < _DATA:
             return self.base + offset
@@ -60,7 +65,14 @@ class SlotWindow:
         start = self._ram.window_base + offset
         self._ram.map[start : start + len(data)] = data
         if self.base is not None and offset < _DATA:
+            for at in range(self.base + offset, self.base + offset + len(data)):
+                self._shortcuts.drop(at)
             self._engine.drop_code(self.base + offset, len(data), reachable(self._cpu, self._walk(self.base)))
+
+    def shorten(self, offset: int, call: Callable[[], int | None], uncount: int) -> None:
+        """See iface.Window.shorten."""
+        vaddr = self.address(offset)
+        self._shortcuts.make(vaddr, self._ram.window_base + offset, b"\xcc", vaddr, call, uncount)
 
     def read(self, offset: int, size: int) -> bytes:
         """Monitor RAM itself; MemoryFault beyond its end."""

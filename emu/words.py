@@ -10,10 +10,9 @@ from __future__ import annotations
 import bisect
 
 from emu import iface
-from emu.cpustate import CpuState
 from emu.iface import MemoryFault
-from emu.paging import walk
 from emu.ram import Ram
+from emu.walks import Walks
 
 
 class Word:
@@ -31,9 +30,9 @@ class Word:
 class SubstitutedWords:
     """Implements iface.Words."""
 
-    def __init__(self, ram: Ram, cpu: CpuState) -> None:
+    def __init__(self, ram: Ram, walks: Walks) -> None:
         self._ram = ram
-        self._cpu = cpu
+        self._walks = walks
         self._words: dict[int, Word] = {}
         self._paddrs: list[int] = []
 
@@ -43,18 +42,18 @@ class SubstitutedWords:
         MemoryFault where the word has no RAM, or parts of it on two pages.
         """
         size = len(ours)
-        page = walk(self._ram, self._cpu.tables(), vaddr)
-        if page is None or page.paddr + size > self._ram.size or page.paddr % 4096 + size > 4096:
+        paddr = self._walks.locate(vaddr)
+        if paddr is None or paddr + size > self._ram.size or paddr % 4096 + size > 4096:
             raise MemoryFault(vaddr, "replace a word of")
-        known = self._words.get(page.paddr)
+        known = self._words.get(paddr)
         if known is not None and known.ours == ours and self.stands(known):
             known.users += 1
             return known
-        word = Word(page.paddr, ours, self.reveal(page.paddr, self._ram.read(page.paddr, size)))
+        word = Word(paddr, ours, self.reveal(paddr, self._ram.read(paddr, size)))
         if known is None:
-            bisect.insort(self._paddrs, page.paddr)
-        self._words[page.paddr] = word
-        self._ram.write(page.paddr, ours)
+            bisect.insort(self._paddrs, paddr)
+        self._words[paddr] = word
+        self._ram.write(paddr, ours)
         return word
 
     def stands(self, word: iface.Word) -> bool:

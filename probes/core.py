@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import enum
 import errno
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
 
 from emu.iface import BackEnd, CallAborted, Cpu, Machine, MemoryFault, Stop, Verdict
-from probes.arch import Begin, Finish, Prepared, ProbeArch
+from probes.arch import Begin, Finish, Prepared, ProbeArch, Short
 from probes.calls import Calls
 from probes.errors import ProbeError, errno_name
 from probes.limits import LinuxLimits, Refusal
@@ -90,6 +91,10 @@ class Status(enum.Enum):
     HIT_SSDONE = 8  # post-handlers run
 
 
+# looking up a member of an enumeration costs as much as a call
+_HIT_ACTIVE, _HIT_SS = Status.HIT_ACTIVE, Status.HIT_SS
+
+
 @dataclass(slots=True, eq=False)
 class _Place:
     """A probed address and its probes, newest first, as the kernel's aggregate."""
@@ -100,6 +105,7 @@ class _Place:
     armed: BackEnd | None = None
     active: tuple[Kprobe, ...] = ()  # those enabled
     observed: bool = False  # one of them has a post-handler
+    long_hits: int = 0  # those that found no shortcut
 
     def refresh(self) -> None:
         self.active = tuple(probe for probe in self.probes if not probe.disabled and not probe.gone)
@@ -251,15 +257,20 @@ class Kprobes:
         hit = _Hit(place, Status.HIT_ACTIVE)
         self._hits.append(hit)
         try:
-            if self._run_pre(cpu, place):
+            if self._run_pre(place, self._regs(cpu, place.address + 1)):
                 self._arch.skip(back_end)
                 self._hits.pop()
                 return Verdict.HANDLED
             hit.status = Status.HIT_SS
-            return self._execute(cpu, hit, back_end, place.observed)
+            verdict = self._execute(cpu, hit, back_end, place.observed)
         except BaseException:
             self._hits.clear()
             raise
+        if back_end is BackEnd.INT3:
+            place.long_hits += 1
+            if not place.long_hits & (place.long_hits - 1):  # 1, 2, 4 ...: some have no shortcut for long
+                self._shorten(place)
+        return verdict
 
     def on_debug(self, cpu: Cpu) -> Verdict | Stop:
         if not self._hits or not self._hits[-1].stepping:
@@ -279,6 +290,10 @@ class Kprobes:
             verdict = self.on_break(cpu, address, back_end)
             return verdict if back_end is BackEnd.INT3 else Verdict.DELIVER
         hit = self._hits[-1] if self._hits and self._hits[-1].stepping else None
+        if hit is not None and self._arch.is_over(cpu, vector, hit.place.prepared):
+            hit.stepping = False
+            self._complete(cpu, hit)
+            return Verdict.HANDLED
         prepared = hit.place.prepared if hit is not None else self._arch.find_slot(cpu.pc)
         if prepared is None:
             return Verdict.NOT_MINE
@@ -309,6 +324,64 @@ class Kprobes:
 
     # --------------------------------------------------------------------------------------------------- one hit
 
+    def _shorten(self, place: _Place) -> None:
+        if place.armed is BackEnd.INT3:
+            arrive, finish = functools.partial(self._arriver, place), functools.partial(self._finisher, place)
+            self._arch.shorten(place.prepared, place.observed, arrive, finish)
+
+    def _arriver(self, place: _Place, short: Short) -> Callable[[], int | None]:
+        """A usual hit, as `on_break` has the others."""
+        hits, hit, cpu, flag = self._hits, _Hit(place, _HIT_ACTIVE), self._machine.cpu, self._arch.step_flag
+        regs, ip = self._regs(cpu, 0), place.address + 1
+        observe, emulate, over, to = short.observe, short.emulate, short.over, short.to
+
+        def arrive() -> int | None:
+            if hits:
+                return None
+            hit.status = _HIT_ACTIVE
+            hits.append(hit)
+            try:
+                regs.ip = ip
+                if self._run_pre(place, regs):
+                    self._machine.uncount(1 - short.uncount)
+                    hits.pop()
+                    return cpu.pc
+                if place.observed is not observe or cpu.system_flags & flag:
+                    hit.status = _HIT_SS
+                    self._machine.uncount(-short.uncount)  # a handler has changed what is usual
+                    self._execute(cpu, hit, BackEnd.INT3, place.observed)
+                    return cpu.pc
+                if emulate is not None:
+                    emulate(cpu)
+                    self._complete(cpu, hit)
+                    return cpu.pc
+                if over < 0:
+                    hits.pop()
+                    return to
+                hit.status = _HIT_SS
+                hit.stepping = True
+                return to
+            except BaseException:
+                hits.clear()
+                raise
+
+        return arrive
+
+    def _finisher(self, place: _Place, short: Short) -> Callable[[], int | None]:
+        """The end of a step that such a hit has begun."""
+        hits, cpu, end = self._hits, self._machine.cpu, short.end
+
+        def finish() -> int | None:
+            hit = hits[-1] if hits else None
+            if hit is None or hit.place is not place or not hit.stepping:
+                return None
+            hit.stepping = False
+            cpu.pc = end
+            self._complete(cpu, hit)
+            return cpu.pc
+
+        return finish
+
     def _reenter(self, cpu: Cpu, place: _Place, back_end: BackEnd) -> Verdict:
         """A probe met while another's handlers run: executed without its handlers and counted."""
         for probe in place.active:
@@ -337,17 +410,16 @@ class Kprobes:
         finally:
             self._hits.pop()
 
-    def _run_pre(self, cpu: Cpu, place: _Place) -> bool:
+    def _run_pre(self, place: _Place, regs: Regs) -> bool:
         """Pre-handlers, newest first; true where one has set the registers, and then the rest are missed."""
         probes = place.active
-        regs = self._regs(cpu, place.address + 1)
-        for index, probe in enumerate(probes):
-            if not probe.registered:
+        for probe in probes:
+            if probe.address is None:
                 continue  # a handler before it has unregistered it
             probe.hits += 1
             if probe.pre_handler is not None and probe.pre_handler(probe, regs):
-                cpu.pc = regs.ip & self._arch.convention.mask
-                for missed in probes[index + 1 :]:
+                regs.cpu.pc = regs.ip & self._arch.convention.mask
+                for missed in probes[probes.index(probe) + 1 :]:
                     missed.nmissed += 1
                 return True
         return False
@@ -428,6 +500,7 @@ class Kprobes:
             if not may_fall_back:
                 raise
             self._rearm(place, BackEnd.HOOK)
+        self._shorten(place)
 
     def _choose(self, place: _Place) -> tuple[BackEnd, bool]:
         """The back end for an address, and whether a hook will do where it fails."""

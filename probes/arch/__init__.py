@@ -6,7 +6,7 @@ Rules: types only; a processor lives in a module of its own beside this one, and
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,6 +29,23 @@ class Finish(enum.Enum):
     AGAIN = 0  # one iteration of a repeated string instruction; the step goes on
     DONE = 1  # stepped; the guest goes on at cpu.pc
     DONE_TRAP = 2  # stepped, and the guest was single-stepping itself: it is owed this #DB
+
+
+@dataclass(frozen=True, slots=True)
+class Short:
+    """The usual course of a hit by int3: no trap flag, code and tables as they were when it was worked out.
+
+    `observe`: it is for a place with post-handlers. `emulate`, where there is one, executes the instruction; else the
+    guest goes on at `to`. There `over` is the address of an int3 that ends the step, and `end` where the guest goes on
+    then; -1 where nobody waits for the end. `uncount`: instructions of ours up to there.
+    """
+
+    observe: bool
+    uncount: int
+    to: int
+    emulate: Callable[[Cpu], None] | None = None
+    over: int = -1
+    end: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +90,7 @@ class ProbeArch(Protocol):
     """What `core` asks of a processor. One step can be in progress at a time."""
 
     convention: Convention
+    step_flag: int  # of Cpu.system_flags: the guest single-steps itself
 
     def arch_init(self) -> None:
         """Once, before the first probe."""
@@ -98,6 +116,19 @@ class ProbeArch(Protocol):
         """At a hit: take over what the guest has made of the instruction since; False if it can't run out of line."""
         ...
 
+    def shorten(
+        self,
+        prepared: Prepared,
+        observe: bool,
+        arrive: Callable[[Short], Callable[[], int | None]],
+        finish: Callable[[Short], Callable[[], int | None]],
+    ) -> None:
+        """For a place armed by INT3: have usual hits call what `arrive` returns, and ends of steps what `finish` does.
+
+        Those say where the guest goes on, or None to have it the long way. Without effect where no way is usual.
+        """
+        ...
+
     def arch_disarm(self, prepared: Prepared) -> None: ...
 
     def arch_remove(self, prepared: Prepared) -> None: ...
@@ -119,6 +150,10 @@ class ProbeArch(Protocol):
 
     def cancel_step(self) -> None:
         """The step in progress, if any, will not end: the call into the guest that it was part of was given up."""
+        ...
+
+    def is_over(self, cpu: Cpu, vector: int, prepared: Prepared) -> bool:
+        """The trap is the int3 that ends a step, met the long way; then `cpu.pc` is the next instruction."""
         ...
 
     def find_slot(self, vaddr: int) -> Prepared | None:

@@ -14,12 +14,13 @@ from __future__ import annotations
 import contextlib
 import errno
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from emu.iface import BackEnd, Cpu, Machine, MachineError, MemoryFault
 from emu.insn import MAX_INSN_SIZE, Insn, InvalidInstruction, boundaries, decode
-from probes.arch import Begin, Convention, Finish, Prepared
+from probes.arch import Begin, Convention, Finish, Prepared, Short
 from probes.arch.x86_insn import (
     PLAIN,
     TF,
@@ -90,6 +91,7 @@ class X86Probe:
     boosted: bool = False
     boost_uncount: int = 0
     pushes: bool = False
+    short: Short | None = None
 
     @property
     def needs_hook(self) -> str | None:
@@ -119,6 +121,8 @@ class _Step:
 
 class X86Arch:
     """ProbeArch for i386 and amd64: one class, two `Convention`s."""
+
+    step_flag = TF
 
     def __init__(self, machine: Machine, owner: object) -> None:
         self.convention = convention_for(machine.bits)
@@ -199,6 +203,51 @@ class X86Arch:
             return False
         return True
 
+    def shorten(
+        self,
+        prepared: Prepared,
+        observe: bool,
+        arrive: Callable[[Short], Callable[[], int | None]],
+        finish: Callable[[Short], Callable[[], int | None]],
+    ) -> None:
+        probe = _ours(prepared)
+        window, insn = self._machine.window, probe.insn
+        probe.short = None
+        if probe is self._trampoline:
+            returned = Short(observe=False, uncount=1, to=probe.address)
+            window.shorten((probe.slot or 0) * SLOT_SIZE, arrive(returned), 1)
+            return
+        if insn is None or probe.slot is None or probe.kind.is_breakpoint:
+            return
+        try:
+            short = self._short(probe, insn, self._code(probe), observe)
+        except (MachineError, ProbeError):
+            return
+        if short is None:
+            return
+        text, probe.short = self._machine.text, short
+        text.shorten(probe.address, self._owner, insn.data, short.to, arrive(short), short.uncount)
+        if short.over >= 0:
+            window.shorten(short.over - window.address(0), finish(short), 1)
+
+    def _short(self, probe: X86Probe, insn: Insn, code: int, observe: bool) -> Short | None:
+        if probe.emulate is not None:
+            return Short(observe, 0, code, probe.emulate)
+        if not observe:
+            return Short(observe, probe.boost_uncount, code) if probe.boosted else None
+        if probe.kind.boost is not Boost.JUMP_BACK:
+            return None  # it does not come to the int3 behind its copy, or must not see one there
+        over = code + _STEP_HALF + insn.size
+        return Short(observe, 1, code + _STEP_HALF, over=over, end=insn.end)
+
+    def is_over(self, cpu: Cpu, vector: int, prepared: Prepared) -> bool:
+        short = _ours(prepared).short
+        if short is None or vector != _BP or cpu.pc != short.over + 1:
+            return False
+        cpu.pc = short.end
+        self._machine.uncount(1)
+        return True
+
     def arch_disarm(self, prepared: Prepared) -> None:
         self._machine.text.disarm(prepared.address, self._owner)
 
@@ -221,7 +270,7 @@ class X86Arch:
             return self._begin_at_hook(cpu, probe) if observe else Begin.RUNNING
         if probe.kind.is_breakpoint:
             return Begin.TRAP
-        guest_tf = cpu.eflags & TF
+        guest_tf = cpu.system_flags & TF
         if probe.emulate is not None and not guest_tf:
             probe.emulate(cpu)  # the int3 counts as the instruction
             return Begin.EXECUTED
@@ -253,7 +302,7 @@ class X86Arch:
         elif fix is Fix.PUSH_FLAGS:
             self._restore_pushed_tf(cpu, step.guest_tf)
         if fix is not Fix.POP_FLAGS:
-            cpu.eflags = (cpu.eflags & ~TF) | step.guest_tf
+            cpu.system_flags = (cpu.system_flags & ~TF) | step.guest_tf
         if not step.guest_tf:
             cpu.set_debug_register(6, (cpu.debug_register(6) & ~_DR6_BS) | (step.dr6 & _DR6_BS))
         return Finish.DONE_TRAP if step.guest_tf else Finish.DONE
@@ -263,11 +312,15 @@ class X86Arch:
         if self._step is not None:
             step = self._taken_step()
             cpu.pc = (cpu.pc + probe.address - step.at) & self.convention.mask
-            cpu.eflags = (cpu.eflags & ~TF) | step.guest_tf
+            cpu.system_flags = (cpu.system_flags & ~TF) | step.guest_tf
             return
-        # A fault retires nothing more than the attempt itself, so what was taken off for the jump back is owed.
-        self._machine.uncount(1 - probe.boost_uncount)
-        cpu.pc = (cpu.pc + probe.address - self._code(probe)) & self.convention.mask
+        at = self._code(probe)
+        if cpu.pc >= at + _STEP_HALF:
+            at += _STEP_HALF  # an int3 was to end the step
+        else:
+            # A fault retires nothing more than the attempt itself, so what was taken off for the jump back is owed.
+            self._machine.uncount(1 - probe.boost_uncount)
+        cpu.pc = (cpu.pc + probe.address - at) & self.convention.mask
 
     def cancel_step(self) -> None:
         self._step = None
@@ -317,7 +370,7 @@ class X86Arch:
             return Begin.RUNNING
         if probe.kind.hook is not None or probe.kind.is_breakpoint:
             return Begin.RUNNING
-        if probe.emulate is not None and not cpu.eflags & TF:
+        if probe.emulate is not None and not cpu.system_flags & TF:
             probe.emulate(cpu)
             self._machine.uncount(-1)
             return Begin.EXECUTED
@@ -330,8 +383,8 @@ class X86Arch:
 
     def _trap_after(self, cpu: Cpu, probe: X86Probe, at: int) -> Begin:
         target = self._call_target(cpu, probe) if probe.pushes and at != probe.address else None
-        self._step = _Step(probe, at, cpu.eflags & TF, cpu.gpr[_CX], cpu.debug_register(6), target)
-        cpu.eflags |= TF
+        self._step = _Step(probe, at, cpu.system_flags & TF, cpu.gpr[_CX], cpu.debug_register(6), target)
+        cpu.system_flags |= TF
         cpu.pc = at
         return Begin.STEPPING
 
@@ -418,7 +471,7 @@ class X86Arch:
         copy = _relocated(probe.insn, address + _STEP_HALF) if push is None else push
         boosted, probe.boost_uncount = _boosted(probe.insn, probe.kind, address)
         probe.boosted = boosted is not None
-        window.write(slot * SLOT_SIZE, (boosted or b"").ljust(_STEP_HALF, b"\xcc") + copy)
+        window.write(slot * SLOT_SIZE, (boosted or b"").ljust(_STEP_HALF, b"\xcc") + copy + b"\xcc")
         probe.code = address
 
     def _settle_repeat(self, cpu: Cpu, insn: Insn, step: _Step) -> None:

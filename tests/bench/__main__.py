@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 
 from emu.engine import version
 from tests.bench.boots import boots
-from tests.bench.guests import embedded, interrupts, kprobes, speed, traps
+from tests.bench.guests import embedded, interrupts, speed, traps
+from tests.bench.hits import arming, hits
 from tests.bench.remote import remote
 from tests.bench.row import Effort, Row, Skipped, table
 
@@ -20,7 +21,8 @@ GROUPS: dict[str, Callable[[Effort], Iterator[Row | Skipped]]] = {
     "boot": boots,
     "speed": speed,
     "traps": traps,
-    "kprobe": kprobes,
+    "hits": hits,
+    "arming": arming,
     "embedded": embedded,
     "interrupt": interrupts,
     "remote": remote,

@@ -1,7 +1,7 @@
-"""The machine alone: instructions, traps, ticks, probes and stops, on small guests.
+"""The machine alone: instructions, traps, ticks and stops, on small guests.
 
-Rules: the yardsticks are bare Unicorn, used as its own manual says: this is the one place outside emu.engine that
-imports it.
+Rules: the yardsticks are bare Unicorn, used as its own manual says: here and in `hits` are the places outside
+emu.engine that import it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import unicorn
 from unicorn import x86_const as reg
@@ -17,23 +17,17 @@ from unicorn import x86_const as reg
 from emu import boot_embedded
 from emu.iface import ConsoleMatch
 from emu.machine import Machine
-from probes.core import Kprobe
-from probes.manager import Manager
 from tests.bench.row import Effort, Row, interleaved, seconds
 from tests.support.assemble import assemble
 from tests.support.trapping import CODE, MEMORY, trapping_image
 
-_MIXED = "l: add rax, rbx; xor rbx, rax; mov [rsi], rax; mov rdx, [rsi]; add rdx, rax; jmp l"
-_CALLS = "l: call f; jmp l; f: mov rax, rbx; ret"
-_FUNCTION = CODE + 7  # f: after a 5-byte call and a 2-byte jmp
-_CALL_ROUND = 4  # instructions
+MIXED = "l: add rax, rbx; xor rbx, rax; mov [rsi], rax; mov rdx, [rsi]; add rdx, rax; jmp l"
 _R13 = 13  # where the trapping image counts
 _INSTRUCTIONS = 20_000_000
-_HITS = 20_000
 _TRAPPED = 60_000  # instructions of the trap loops
 
 
-def _loop(source: str, skip: int = 0, ring: int = 0) -> Machine:
+def loop(source: str, skip: int = 0, ring: int = 0) -> Machine:
     machine = Machine(MEMORY)
     machine.power_on(trapping_image(assemble(source, 64, CODE), skip, ring))
     machine.run(100)
@@ -41,7 +35,7 @@ def _loop(source: str, skip: int = 0, ring: int = 0) -> Machine:
     return machine
 
 
-def _bare(source: str) -> unicorn.Uc:
+def bare(source: str) -> unicorn.Uc:
     uc = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
     uc.mem_map(0, MEMORY)
     uc.mem_write(CODE, assemble(source, 64, CODE))
@@ -52,10 +46,10 @@ def _bare(source: str) -> unicorn.Uc:
 
 def speed(effort: Effort) -> Iterator[Row]:
     """A loop of arithmetic, loads and stores: ours, which always counts, and bare Unicorn both ways."""
-    ours, counted = _loop(_MIXED), _bare(_MIXED)
+    ours, counted = loop(MIXED), bare(MIXED)
     rounds = _INSTRUCTIONS // 6
-    plain_source = f"mov rcx, {rounds}; " + _MIXED.replace("jmp l", "dec rcx; jnz l")
-    plain, end = _bare(plain_source), CODE + len(assemble(plain_source, 64, CODE))
+    plain_source = f"mov rcx, {rounds}; " + MIXED.replace("jmp l", "dec rcx; jnz l")
+    plain, end = bare(plain_source), CODE + len(assemble(plain_source, 64, CODE))
     taken = interleaved(
         effort.rounds,
         lambda: seconds(lambda: ours.run(_INSTRUCTIONS)) / _INSTRUCTIONS,
@@ -76,7 +70,7 @@ def traps(effort: Effort) -> Iterator[Row]:
         ("#UD (VEX), to the handler and back", "l: .byte 0xc4, 0xe2, 0xfb, 0xf6, 0xc1; jmp l", ""),
     ):
         skip = 5 if "VEX" in what else 3
-        machine = _loop(source, skip, ring=3)
+        machine = loop(source, skip, ring=3)
 
         def each(machine: Machine = machine) -> float:
             before = machine.cpu.gpr[_R13]
@@ -98,29 +92,6 @@ def _idle_tick(effort: Effort) -> Row:
         return duration / (int.from_bytes(machine.memory.read(jiffies, 8), "little") - before) * 1e6
 
     return Row("timer tick of an idle guest: wake, handler, HLT", interleaved(effort.rounds, each)[0], "us")
-
-
-def kprobes(effort: Effort) -> Iterator[Row]:
-    """A hit with an empty handler, against a Python callback that bare Unicorn calls at one address."""
-    bare = _bare(_CALLS)
-    bare.hook_add(unicorn.UC_HOOK_CODE, lambda *_: None, begin=_FUNCTION, end=_FUNCTION)
-    names = {"int3": "kprobe hit, int3 and stepped out of line", "hook": "kprobe hit, PC hook"}
-    sides = [_probed("int3"), _probed("hook"), _runs(lambda: bare.emu_start(CODE, 0, count=_HITS * _CALL_ROUND))]
-    *ours, theirs = interleaved(effort.rounds, *sides)
-    for what, value in zip(names.values(), ours, strict=True):
-        yield Row(what, value, "us", theirs, "bare UC_HOOK_CODE, Python")
-
-
-def _probed(arm: str) -> Callable[[], float]:
-    machine = _loop(_CALLS)
-    probe = Kprobe(addr=_FUNCTION, pre_handler=lambda _p, _regs: False, arm="int3" if arm == "int3" else "hook")
-    Manager(machine).register(probe)
-    return _runs(lambda: machine.run(_HITS * _CALL_ROUND))
-
-
-def _runs(call: Callable[[], object]) -> Callable[[], float]:
-    """Microseconds a hit of a `call` that makes _HITS."""
-    return lambda: seconds(call) / _HITS * 1e6
 
 
 def embedded(effort: Effort) -> Iterator[Row]:

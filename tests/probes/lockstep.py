@@ -99,8 +99,10 @@ def run_bare(body: Body) -> End:
     return finish(build(body))
 
 
-def run_probed(body: Body, offsets: Sequence[int], arm: str, post: bool) -> tuple[End, list[tuple[int, int]]]:
-    """-> the end, and (hits, post-handler runs) of each probe."""
+def run_probed(
+    body: Body, offsets: Sequence[int], arm: str, post: bool, short: bool = True
+) -> tuple[End, list[tuple[int, int]]]:
+    """-> the end, and (hits, post-handler runs) of each probe. `short` False: first hits have no shortcut."""
     machine = build(body)
     manager = Manager(machine)
     after = dict.fromkeys(offsets, 0)
@@ -118,6 +120,8 @@ def run_probed(body: Body, offsets: Sequence[int], arm: str, post: bool) -> tupl
         for offset in offsets
     ]
     manager.register_many(probes)
+    if not short:
+        machine.shortcuts.clear()
     end = finish(machine)
     return end, [(probe.hits, after[offset]) for probe, offset in zip(probes, offsets, strict=True)]
 

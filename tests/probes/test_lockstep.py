@@ -37,7 +37,7 @@ def test_each_instruction_probed_alone_changes_nothing(body: Body) -> None:
 
 @pytest.mark.parametrize("body", BODIES, ids=NAMES)
 def test_all_instructions_probed_and_followed_change_nothing(body: Body) -> None:
-    """With post-handlers everything is emulated or stepped under TF."""
+    """With post-handlers everything is emulated or stepped."""
     assert run_probed(body, observable(body), "auto", post=True)[0] == run_bare(body)
 
 
@@ -48,6 +48,14 @@ def test_all_instructions_probed_are_hit_as_often_as_they_run(body: Body) -> Non
     ran = executions(body)
     assert end == run_bare(body)
     assert [hits for hits, _ in counts] == [ran.get(place(body, offset), 0) for offset in body.offsets]
+
+
+@pytest.mark.parametrize("body", BODIES, ids=NAMES)
+def test_the_long_way_ends_the_same(body: Body) -> None:
+    """Hits that find no shortcut, and steps under TF, come to what the others do."""
+    for offsets, post in ((body.offsets, False), (observable(body), True)):
+        long, short = (run_probed(body, offsets, "auto", post, short) for short in (False, True))
+        assert long == short
 
 
 @pytest.mark.parametrize("body", SMALL, ids=[body.name for body in SMALL])

@@ -22,6 +22,14 @@ class FakeCpu:
 
     debug: dict[int, int] = field(default_factory=dict)
 
+    @property
+    def system_flags(self) -> int:
+        return self.eflags
+
+    @system_flags.setter
+    def system_flags(self, value: int) -> None:
+        self.eflags = value
+
     def segment_base(self, name: str) -> int:
         return 0
 
@@ -44,6 +52,9 @@ class FakeText:
             raise MemoryFault(vaddr)
         self.armed[vaddr] = back_end
 
+    def shorten(self, *_: object) -> None:
+        """Every hit takes the long way here."""
+
     def disarm(self, vaddr: int, owner: object) -> None:
         self.armed.pop(vaddr, None)
 
@@ -58,6 +69,9 @@ class FakeWindow:
     base: int = 0x7000_0000
     size: int = 0x1000
     bytes: bytearray = field(default_factory=lambda: bytearray(0x1000))
+
+    def shorten(self, *_: object) -> None:
+        """As FakeText's."""
 
     def address(self, offset: int) -> int:
         return self.base + offset

@@ -1,0 +1,97 @@
+"""Arrivals at armed places whose usual course is decided beforehand, so that they cost little.
+
+Rules: the machine's thread, in the interrupt hook. A shortcut is taken only while all that it was decided on is still
+so: the processor's mode, ring 0 and flat segments, TF clear, each table entry on the way to the armed byte and to where
+the guest goes on, the code itself. Who changes anything else about a place drops its shortcut. Nothing may depend on
+one: the same happens without it, more slowly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from emu.cpustate import HF_CPL, HF_CS32, HF_CS64, HF_LMA, HF_PE, NO_EXCEPTION, TF, CpuState
+from emu.engine import Engine
+from emu.ram import Ram
+from emu.walks import Trail, Walks
+
+_MODE = HF_CPL | HF_PE | HF_CS32 | HF_LMA | HF_CS64
+
+
+@dataclass(frozen=True, slots=True)
+class _Shortcut:
+    """`mode`, `trail` and `code`, the bytes in RAM from `start` to `end`, must be as they were.
+
+    `protected`: segments have bases, and the mode is more than `mode` tells.
+    """
+
+    call: Callable[[], int | None]
+    uncount: int
+    mode: int
+    protected: bool
+    trail: Trail
+    start: int
+    end: int
+    code: bytes
+
+
+class Shortcuts:
+    """The shortcuts of one machine, by the address of the int3."""
+
+    def __init__(self, ram: Ram, cpu: CpuState, engine: Engine, walks: Walks) -> None:
+        self._ram = ram
+        self._cpu = cpu
+        self._walks = walks
+        self._known: dict[int, _Shortcut] = {}
+        self.take = self._taker(engine)
+
+    def make(self, vaddr: int, paddr: int, code: bytes, to: int, call: Callable[[], int | None], uncount: int) -> None:
+        """At `vaddr`, whose byte is at `paddr`, where `code` stands: see iface.Text.shorten."""
+        trail = self._walks.trail(vaddr, to)
+        if trail is None or self._ram.map[paddr : paddr + len(code)] != code or self._walks.locate(vaddr) != paddr:
+            return
+        mode = self._cpu.hflags & _MODE & ~HF_CPL
+        self._known[vaddr] = _Shortcut(call, uncount, mode, not mode & HF_CS64, trail, paddr, paddr + len(code), code)
+
+    def drop(self, vaddr: int) -> None:
+        self._known.pop(vaddr, None)
+
+    def clear(self) -> None:
+        self._known.clear()
+
+    def _taker(self, engine: Engine) -> Callable[[], bool]:
+        """A closure: there are so many looks that each `self` would show."""
+        lookup, memory, walks = self._known.get, self._ram.map, self._walks
+        registers, halves, counter = self._cpu.words, self._cpu.dwords, engine.counter
+        cpu = self._cpu
+        pc_at, eflags_at, hflags_at, cs_base_at = cpu.pc_at, cpu.eflags_at, cpu.hflags_at, cpu.cs_base_at
+        old_exception_at, cr3_at = cpu.old_exception_at, cpu.control_at[1]
+
+        def take() -> bool:
+            """An int3 has run: True if it was one with a shortcut, and the guest is where that leads."""
+            pc = registers[pc_at] - 1
+            known = lookup(pc)
+            if known is None or halves[hflags_at] & _MODE != known.mode or registers[eflags_at] & TF:
+                return False
+            trail = known.trail
+            if known.protected and (registers[cs_base_at] or not walks.holds(trail)):
+                return False
+            if registers[cr3_at] == trail.cr3:
+                if trail.look(trail.view) != trail.values:
+                    return False
+            elif not walks.leads_on(trail):
+                return False
+            if memory[known.start : known.end] != known.code:
+                return False
+            registers[pc_at] = pc
+            to = known.call()
+            if to is None:
+                registers[pc_at] = pc + 1
+                return False
+            registers[pc_at] = to
+            counter[0] -= known.uncount
+            halves[old_exception_at] = NO_EXCEPTION
+            return True
+
+        return take
