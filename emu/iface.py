@@ -87,6 +87,19 @@ class Watchpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class ExceptionRaised:
+    """The guest is about to get exception `vector`, for the instruction at `pc` (a trap: for the one before it).
+
+    The next run delivers it, unless the pc is changed. `code` is its error code, `address` what a page fault is about.
+    """
+
+    pc: int
+    vector: int
+    code: int | None = None
+    address: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """One instruction was executed for a debugger; `pc` is the next one."""
 
@@ -168,6 +181,7 @@ class Defect:
 Stop: TypeAlias = (
     Breakpoint
     | Watchpoint
+    | ExceptionRaised
     | Step
     | Interrupted
     | Budget
@@ -559,6 +573,13 @@ class Machine(Protocol):
     def remove_watchpoint(self, kind: WatchKind, vaddr: int, size: int) -> None:
         """Nothing happens where there is none."""
         ...
+
+    def catch_exceptions(self, vectors: frozenset[int]) -> None:
+        """Stop with ExceptionRaised before the guest's handler of one of these, and of no other any more."""
+        ...
+
+    @property
+    def caught_exceptions(self) -> frozenset[int]: ...
 
     def call(self, target: int, gpr: Mapping[int, int], stack: bytes, budget: int) -> Sequence[int]:
         """In ring 0, inside a trap handler or between runs: run the guest function at `target` until it returns.

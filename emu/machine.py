@@ -109,6 +109,7 @@ class Machine(RunLoop):
         self.devices.load(state["devices"])
         self._poll_at, self.halted = state["poll_at"], state["halted"]
         self._stop, self._passed, self._in_place, self._skip_breakpoint = None, None, None, None
+        self._held = None
         self._followers.clear()
         self.watched.forget()
         self.console.reset(state["console"])
@@ -152,14 +153,15 @@ class Machine(RunLoop):
     def _step(self, into_interrupts: bool) -> Stop:
         start, sp, cr3 = self.cpu.linear_pc, self.cpu.gpr[4], self.cpu.cr3
         self._skip_breakpoint = (start, sp)
-        if into_interrupts:
+        delivered = self._release()  # which was the instruction
+        if into_interrupts and not delivered:
             if self._take_due(start):
                 return Step(self.cpu.linear_pc)
-        else:
+        elif not delivered:
             while self._settle_interrupt(start, sp, cr3):
                 pass
         if self._stop is None and not self._stop_requested:
-            goal = self.clock.instructions + 1
+            goal = self.clock.instructions + (not delivered)
             stop = self._loop(lambda: self.clock.instructions >= goal, goal)
             return Step(self.cpu.linear_pc) if isinstance(stop, Budget) else stop
         if self._stop is not None:
@@ -224,6 +226,14 @@ class Machine(RunLoop):
     def remove_watchpoint(self, kind: WatchKind, vaddr: int, size: int) -> None:
         self.watched.remove(kind, vaddr, size)
 
+    def catch_exceptions(self, vectors: frozenset[int]) -> None:
+        """See iface.Machine.catch_exceptions."""
+        self.traps.caught = vectors
+
+    @property
+    def caught_exceptions(self) -> frozenset[int]:
+        return self.traps.caught
+
     def remove_breakpoints(self) -> None:
         """All of a debugger's: it went away."""
         self._conditions.clear()
@@ -272,8 +282,8 @@ class Machine(RunLoop):
         engine, cpu = self.engine, self.cpu
         counted, limit, kept, base = engine.counter[0], engine.limit[0], cpu.set_aside(), self._base
         run = (self._in_place, self._passed, self._skip_breakpoint, self.halted)
-        poll_at, muted = self._poll_at, self.watched.muted
-        self.watched.muted = True
+        poll_at, muted, caught = self._poll_at, self.watched.muted, self.traps.caught
+        self.watched.muted, self.traps.caught = True, frozenset()
         self._base, engine.counter[0] = base + counted, 0
         self._in_place, self._passed, self._skip_breakpoint, self.halted = None, None, None, False
         finished = False
@@ -286,7 +296,7 @@ class Machine(RunLoop):
             cpu.forget_exception()
             self._base, engine.counter[0], engine.limit[0] = base, counted, limit
             self._in_place, self._passed, self._skip_breakpoint, self.halted = run
-            self.watched.muted = muted
+            self.watched.muted, self.traps.caught = muted, caught
             if self._poll_at != poll_at:
                 self._poll_at = self.clock.instructions  # an interrupt was raised, at a time that has not come
             self._look_again()

@@ -17,16 +17,17 @@ from emu.calls import GuestCalls
 from emu.clock import Clock
 from emu.codebreaks import CodeBreaks
 from emu.console import Console
-from emu.cpustate import HF_INHIBIT_IRQ, IF, CpuState
+from emu.cpustate import HF_INHIBIT_IRQ, CpuState
 from emu.devices.pc import Devices
 from emu.engine import Engine, FetchError
+from emu.events import Events
 from emu.iface import (
     BackEnd,
     Breakpoint,
     Budget,
     Defect,
+    ExceptionRaised,
     GuestExit,
-    Halted,
     Interrupted,
     PowerOff,
     Reset,
@@ -37,13 +38,12 @@ from emu.iface import (
     Watchpoint,
 )
 from emu.memory import GuestMemory
-from emu.pace import Pacer
 from emu.ram import Ram
 from emu.registers import GuestRegisters
 from emu.shortcuts import Shortcuts
 from emu.symbols import SymbolTable
 from emu.text import ArmedText, Place
-from emu.traps import GuestFault, Traps, TripleFaulted
+from emu.traps import CaughtException, GuestFault, Traps, TripleFaulted
 from emu.vex import VexGuard
 from emu.walks import Walks
 from emu.watch import WatchedMemory
@@ -51,8 +51,6 @@ from emu.window import SlotWindow
 from emu.words import SubstitutedWords
 
 SLICE = 250_000  # instructions between looks at `request_stop`: 5 to 10 ms
-POLL = 128  # instructions between looks at IF while an interrupt is pending
-IDLE_TIMERS = 10_000  # timers that may fire in HLT without an interrupt before it counts as halted for good
 
 Watch = Callable[[], Stop | None]
 Condition = Callable[[], bool]
@@ -65,19 +63,19 @@ class Watcher:
         self.call = call
 
 
-class RunLoop:
+class RunLoop(Events):
     """Processor, memory, devices and time put together and running. `machine.Machine` is the whole."""
 
     calls: GuestCalls  # those in progress pass a debugger's breakpoints; Machine makes it
 
     def __init__(self, memory: int, *, symbols: SymbolTable | None = None, long_mode: bool = True) -> None:
         """`memory` bytes of RAM. `long_mode`: a processor that has it (Nehalem); else a Pentium III."""
+        super().__init__()
         self.long_mode = long_mode
         self.ram = Ram(memory)
         self.engine = Engine(self.ram, self, long_mode=long_mode)
         self.cpu = CpuState(self.engine)
         self.traps = Traps(self.cpu, self.ram)
-        self._base = 0  # instructions retired before the engine was entered last
         self.clock = Clock(lambda: self._base + self.engine.counter[0])
         self.devices = Devices(self.clock, memory)
         walks = Walks(self.ram, self.cpu)
@@ -94,21 +92,16 @@ class RunLoop:
         self.symbols = symbols if symbols is not None else SymbolTable()
         self.console = Console(self._stop_for)
         self.trap_client: TrapClient | None = None
-        self.pacer: Pacer | None = None
-        self.log: Callable[[str, str], None] | None = None  # (topic, line) for --log int,syscall
-        self.halted = False
         self.budget_end: int | None = None  # instruction count at which every run ends with Budget
         self.handler_ns = 0  # host time spent in the trap client
         self._debugger, self._debugger_hardware = object(), object()
         self._conditions: dict[tuple[int, bool], Condition] = {}
         self._followers: list[Condition] = []
-        self._stop: Stop | None = None
-        self._stop_requested = False
-        self._poll_at: int | None = None  # instruction count of the next look at a pending interrupt
         self._passed: int | None = None  # a PC hook here was answered already
         self._in_place: Place | None = None  # an int3 whose instruction runs once without it
         self._skip_breakpoint: tuple[int, int] | None = None  # pc and sp of one reported, until its instruction has run
         self._skip_since = -1  # instruction count of that report, -1 once the guest has gone on from it
+        self._held: tuple[CaughtException, int, int] | None = None  # not delivered yet, with pc and sp
         self._wire()
 
     def _wire(self) -> None:
@@ -191,6 +184,9 @@ class RunLoop:
         if self.halted:
             self._idle()
             return
+        if self._held is not None:
+            self._release()
+            return
         self._take_events()
         if self._stop is not None or (self.watched.hit is not None and not self.window.contains(self.cpu.pc)):
             return
@@ -244,72 +240,6 @@ class RunLoop:
         if isinstance(error, KeyboardInterrupt):
             raise error
         self._stop = Defect(self.cpu.linear_pc, self.engine.failure_text)
-
-    def _next_event(self) -> int | None:
-        """Instruction count of the next timer or interrupt poll."""
-        deadline = self.clock.next_deadline_ns()
-        event = None if deadline is None else deadline - self.clock.now_ns + self.clock.instructions
-        if self._poll_at is not None and (event is None or self._poll_at < event):
-            event = self._poll_at
-        return event
-
-    def _take_events(self) -> None:
-        deadline = self.clock.next_deadline_ns()
-        if deadline is not None and deadline <= self.clock.now_ns:
-            self.clock.run_due()
-        if self._poll_at is None or self._poll_at > self.clock.instructions:
-            return
-        pic, cpu = self.devices.pic, self.cpu
-        if not pic.pending():
-            self._poll_at = None
-        elif cpu.eflags & IF and not cpu.interrupt_shadow and not self.window.contains(cpu.pc):
-            vector = pic.acknowledge()
-            if self.log is not None:
-                self.log("int", f"irq vector {vector:#x} at {cpu.linear_pc:#x}")
-            self._deliver(vector, external=True)
-            self._skip_since = -1
-            self._poll_at = self.clock.instructions + POLL if pic.pending() else None
-        else:  # a shadow and a slot last one instruction; IF can only be looked at now and then
-            self._poll_at = self.clock.instructions + (1 if cpu.eflags & IF else POLL)
-
-    def _tighten_to_deadline(self) -> None:
-        """A device scheduled something earlier than the engine's limit."""
-        deadline = self.clock.next_deadline_ns()
-        if self.cpu.running and deadline is not None:
-            self._tighten(deadline - self.clock.now_ns + self.clock.instructions)
-
-    def _tighten(self, at: int) -> None:
-        counter, limit = self.engine.counter, self.engine.limit
-        limit[0] = min(limit[0], max(at - self._base, counter[0], 0))
-
-    def _interrupt_raised(self) -> None:
-        self._poll_at = self.clock.instructions
-        if self.cpu.running:
-            self._tighten(self._poll_at)
-
-    def _idle(self) -> None:
-        """HLT: wait for the next interrupt, in virtual time or with the pacer in the world's."""
-        cpu, pic = self.cpu, self.devices.pic
-        if not cpu.eflags & IF:
-            self._stop = Halted(cpu.linear_pc, "HLT with interrupts off")
-            return
-        for _ in range(IDLE_TIMERS):
-            if pic.pending():
-                self.halted = False
-                self._poll_at = self.clock.instructions
-                return
-            deadline = self.clock.next_deadline_ns()
-            if self.pacer is not None:
-                now = self.pacer.idle(deadline)
-                if self._stop_requested or pic.pending():
-                    return
-                deadline = deadline if now is None else now
-            if deadline is None:
-                self._stop = Halted(cpu.linear_pc, "HLT, no timer is set and nobody can press a key")
-                return
-            self.clock.skip_to(max(deadline, self.clock.now_ns))
-            self.clock.run_due()
-        self._stop = Halted(cpu.linear_pc, f"HLT, {IDLE_TIMERS} timers fired and none could interrupt")
 
     def _stop_for(self, stop: Stop) -> None:
         """End the run before the next instruction; the first reason wins."""
@@ -458,10 +388,31 @@ class RunLoop:
             self._stop_for(TripleFault(self.cpu.linear_pc, fault.vector))
             if self.cpu.running:
                 self.engine.break_here()  # a fault of the fetch itself retires nothing, so the limit is never looked at
+        except CaughtException as caught:
+            self._hold(caught)
         if self.traps.switched_tables:
             self.traps.switched_tables = False
             self.engine.flush_tlb()
             self._before_control_write()
+
+    def _hold(self, caught: CaughtException) -> None:
+        """Stop before the guest sees it; the next run delivers it."""
+        cpu, vector = self.cpu, caught.vector
+        self._held = (caught, cpu.linear_pc, cpu.gpr[4])
+        code = caught.code if vector in t.WITH_ERROR_CODE else None
+        self._stop_for(ExceptionRaised(cpu.linear_pc, vector, code, cpu.cr(2) if vector == t.PF else None))
+        if cpu.running:
+            self.engine.break_here()
+            self.uncount(-1)  # all that was counted was executed
+
+    def _release(self) -> bool:
+        """Deliver what was held, if the debugger has not gone elsewhere. -> whether that was so."""
+        (caught, pc, sp), self._held = self._held or (None, 0, 0), None
+        if caught is None or (self.cpu.linear_pc, self.cpu.gpr[4]) != (pc, sp):
+            return False
+        self.cpu.pc += caught.length
+        self._deliver(caught.vector, caught.code, software=caught.software, length=caught.length, seen=True)
+        return True
 
     def _answered(self, verdict: Verdict | Stop) -> bool:
         """Carry out a trap client's answer; False if the guest must see the trap."""

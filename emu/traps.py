@@ -45,6 +45,20 @@ class GuestFault(Exception):
         self.address = address
 
 
+class CaughtException(Exception):
+    """An exception of `Traps.caught`, before anything of its delivery; pc is at the instruction (a trap: behind it).
+
+    `software` and `length` are what `deliver` is to be called with when pc has been moved on by `length` again.
+    """
+
+    def __init__(self, vector: int, code: int | None, software: bool, length: int) -> None:
+        super().__init__(vector, code)
+        self.vector = vector
+        self.code = code
+        self.software = software
+        self.length = length
+
+
 class TripleFaulted(Exception):
     """A fault while delivering a double fault: the processor shuts down. `vector` began it."""
 
@@ -100,21 +114,32 @@ class Traps:
         self.ram = ram
         self.switched_tables = False  # a task switch loaded CR3: the machine has the engine forget its page walks
         self.on_access: Callable[[int, int, bool], None] | None = None  # (vaddr, size, write) of each data access
+        self.caught: frozenset[int] = frozenset()
         self._known: dict[tuple[int, bool, bool], _KnownWalk] = {}
 
     def deliver(
-        self, vector: int, code: int | None = None, *, software: bool = False, external: bool = False, length: int = 0
+        self,
+        vector: int,
+        code: int | None = None,
+        *,
+        software: bool = False,
+        external: bool = False,
+        length: int = 0,
+        seen: bool = False,
     ) -> None:
         """Enter the guest's handler for `vector`; on return `cpu` is at its first instruction.
 
         `code`: the error code, pushed for the vectors that have one. `software`: `int n`, int3, into: the gate's DPL
         is checked, and a fault on the way returns to the instruction, `length` bytes back. `external`: a hardware
-        interrupt. TripleFaulted where nothing can be delivered.
+        interrupt. TripleFaulted where nothing can be delivered; CaughtException for one of `caught` that is not `seen`.
         """
         first, benign = vector, software or external
         self.cpu.forget_exception()
         resume = self.cpu.pc
         while True:
+            if vector in self.caught and not external and not seen:
+                self.cpu.pc = resume - length
+                raise CaughtException(vector, code, software, length if software else 0)
             try:
                 self._enter(vector, code, software, ext=0 if software else 1)
                 return
@@ -128,7 +153,7 @@ class Traps:
                     vector, code = DF, 0
                 else:
                     vector, code = fault.vector, fault.code
-                software = benign = False
+                software = benign = external = seen = False
 
     # ------------------------------------------------------------------------------------------------- guest memory
 

@@ -240,6 +240,7 @@ def _did_you_mean(word: str, known: Mapping[str, object] | Sequence[str], prefix
 # ------------------------------------------------------------------------------------------------------------ commands
 
 _MAX_SYMBOLS = 500
+_EXCEPTIONS = 32  # the vectors that the processor itself raises
 _MAX_DUMP = 0x10000
 _FORMAT = re.compile(r"(\d*)([xduoci]?)([bhwg]?)([xduoci]?)")
 _SIZES = {"b": 1, "h": 2, "w": 4, "g": 8}
@@ -338,6 +339,19 @@ class Monitor:
         if len(found) > _MAX_SYMBOLS:
             lines.append(f"... and {len(found) - _MAX_SYMBOLS} more")
         return lines
+
+    @command("catch exception N|all [off]", "stop the debugger before the guest's handler of an exception, 0 to 31")
+    def catch_exception(self, arguments: Arguments) -> Sequence[str]:
+        if arguments.stream is None:
+            raise CommandError("this is for the debugger that is attached: it is who stops")
+        machine, word = self._services.machine, arguments.words["N|all"]
+        if word != "all" and (not (word.isascii() and word.isdecimal()) or int(word) >= _EXCEPTIONS):
+            raise CommandError(f"an exception is 0 to {_EXCEPTIONS - 1}, or all; not {word!r}")
+        named = frozenset(range(_EXCEPTIONS)) if word == "all" else frozenset({int(word)})
+        caught = machine.caught_exceptions
+        caught = caught - named if arguments.choice == "off" else caught | named
+        machine.catch_exceptions(caught)
+        return [f"caught: {' '.join(map(str, sorted(caught))) or 'none'}"]
 
     @command("snapshot save|restore NAME", "keep the machine's whole state under a name, or go back to it")
     def snapshot(self, arguments: Arguments) -> Sequence[str]:

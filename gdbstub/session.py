@@ -135,6 +135,7 @@ class Session(RunPackets, TargetPackets, BreakPackets, FilePackets, TracePackets
     def close(self) -> None:
         """Undo all that this debugger put into the machine, but for what it wanted to stay. Idempotent."""
         self._take_out()
+        self._machine.catch_exceptions(frozenset())
         if self.tracing is not None and not self.tracing.outlives_debugger:
             self.tracing.stop("tdisconnected:0")
         self.attached, self._closed, self.running = False, True, False

@@ -14,6 +14,7 @@ from emu.iface import (
     Budget,
     ConsoleMatch,
     Defect,
+    ExceptionRaised,
     GuestExit,
     Halted,
     Interrupted,
@@ -30,6 +31,27 @@ SIGINT: Final = 2
 SIGTRAP: Final = 5
 SIGABRT: Final = 6
 SIGSEGV: Final = 11
+SIGILL, SIGFPE, SIGBUS = 4, 8, 10
+
+EXCEPTIONS: Final = {
+    0: ("divide error", SIGFPE),
+    1: ("debug trap", SIGTRAP),
+    3: ("breakpoint instruction", SIGTRAP),
+    4: ("overflow", SIGSEGV),
+    5: ("bound range exceeded", SIGSEGV),
+    6: ("invalid opcode", SIGILL),
+    7: ("device not available", SIGFPE),
+    8: ("double fault", SIGSEGV),
+    10: ("invalid TSS", SIGSEGV),
+    11: ("segment not present", SIGBUS),
+    12: ("stack fault", SIGBUS),
+    13: ("general protection fault", SIGSEGV),
+    14: ("page fault", SIGSEGV),
+    16: ("x87 floating-point error", SIGFPE),
+    17: ("alignment check", SIGBUS),
+    19: ("SIMD floating-point error", SIGFPE),
+}
+"""Vector -> its name (SDM vol. 3, table 6-1) and the signal that Linux makes of it (arch/x86/kernel/traps.c)."""
 
 
 def exit_status(stop: Stop | None) -> int | None:
@@ -46,9 +68,9 @@ def exit_status(stop: Stop | None) -> int | None:
             return 0 if requested else 3
         case GuestExit(status):
             return status
-        case (
-            None | Breakpoint() | Watchpoint() | Step() | Interrupted() | Halted() | TripleFault() | Panic() | Defect()
-        ):
+        case None | Breakpoint() | Watchpoint() | ExceptionRaised() | Step() | Interrupted():
+            return None
+        case Halted() | TripleFault() | Panic() | Defect():
             return None
         case _:
             assert_never(stop)
@@ -61,8 +83,8 @@ def signal(stop: Stop | None) -> int:
             return SIGINT
         case Panic() | Defect():
             return SIGABRT
-        case TripleFault():
-            return SIGSEGV
+        case TripleFault(_, vector) | ExceptionRaised(_, vector):
+            return EXCEPTIONS.get(vector, ("", SIGSEGV))[1]
         case _:
             return SIGTRAP
 
@@ -77,6 +99,10 @@ def reason(stop: Stop | None, client: Collection[str]) -> str:
             return f"{kind.value}:{address:x};"
         case _:
             return ""
+
+
+def _name(vector: int) -> str:
+    return f" ({EXCEPTIONS[vector][0]})" if vector in EXCEPTIONS else ""
 
 
 def explain(stop: Stop) -> str:
@@ -97,7 +123,11 @@ def explain(stop: Stop) -> str:
         case Halted(pc, reason):
             return f"The processor is halted at {pc:#x} for good: {reason}.\n"
         case TripleFault(pc, vector):
-            return f"Triple fault at {pc:#x}; the first exception was vector {vector}.\n"
+            return f"Triple fault at {pc:#x}; the first exception was vector {vector}{_name(vector)}.\n"
+        case ExceptionRaised(_, vector, code, address):
+            about = "" if code is None else f", error code {code:#x}"
+            about += "" if address is None else f", address {address:#x}"
+            return f"Exception {vector}{_name(vector)}{about}; the guest's handler is next.\n"
         case Panic(_, message):
             return f"The guest kernel panics: {message}\n"
         case Defect(pc, report):

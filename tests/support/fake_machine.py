@@ -143,6 +143,7 @@ class FakeMachine:
         self.instructions = 0
         self.breakpoints: set[tuple[int, bool]] = set()
         self.watchpoints: set[tuple[WatchKind, int, int]] = set()
+        self.caught_exceptions: frozenset[int] = frozenset()
         self.conditions: dict[tuple[int, bool], Callable[[], bool] | None] = {}
         self.trap_client = None
         self.threads: set[int] = set()
@@ -207,6 +208,9 @@ class FakeMachine:
 
     def remove_watchpoint(self, kind: WatchKind, vaddr: int, size: int) -> None:
         self.watchpoints.discard((kind, vaddr, size))
+
+    def catch_exceptions(self, vectors: frozenset[int]) -> None:
+        self.caught_exceptions = vectors
 
     def uncount(self, instructions: int) -> None:
         self.instructions -= instructions
