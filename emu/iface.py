@@ -466,6 +466,11 @@ class Symbol(Protocol):
         """Bytes, 0 where nothing says."""
         ...
 
+    @property
+    def kind(self) -> str:
+        """The letter nm prints: T and t text, W and w weak, ? where nothing says."""
+        ...
+
 
 class SymbolTable(Protocol):
     def lookup(self, name: str) -> Sequence[Symbol]:

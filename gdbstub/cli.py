@@ -15,13 +15,15 @@ from typing import assert_never
 
 from emu.boot import IMAGE_MEMORY, KERNEL_MEMORY, GuestMachine, boot, boot_embedded, load, restore
 from emu.iface import MachineError
+from emu.images.cache import quiet
 from emu.images.fetch import FetchError, fetch
 from gdbstub import options
 from gdbstub.address import AddressError
+from gdbstub.check import check, symbols
 from gdbstub.client import ClientError, run_monitor_command
-from gdbstub.commands import Boot, Command, Demo, Fetch, Load, MonitorCommand
-from gdbstub.outcome import DEFECT, NOT_REACHED, SUCCESS, USAGE
-from gdbstub.program import UsageError, run_program
+from gdbstub.commands import Boot, Check, Command, Demo, Fetch, Load, MonitorCommand, Symbols
+from gdbstub.outcome import DEFECT, NOT_REACHED, SUCCESS, USAGE, UsageError
+from gdbstub.program import run_program
 from gdbstub.terminal import say
 
 EMBEDDED = {"embedded": 64, "embedded32": 32}
@@ -59,6 +61,10 @@ def _carry_out(command: Command) -> int:
             return _fetch(command)
         case MonitorCommand(address, text):
             return SUCCESS if run_monitor_command(address, text, _print) else NOT_REACHED
+        case Check():
+            return check(command, _print, quiet)
+        case Symbols():
+            return symbols(command, _print, say)
         case Demo():
             from gdbstub.demo import demo  # pygdbmi is of no use to the other commands
 

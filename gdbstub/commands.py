@@ -103,8 +103,28 @@ class MonitorCommand:
 
 
 @dataclass(frozen=True, slots=True)
+class Check:
+    """Probe definitions, judged as a kernel would; `file` None is standard input. `each`: every line alone."""
+
+    file: Path | None
+    kernel: str = "amd64"
+    kind: Literal["kprobe", "uprobe", "auto"] = "auto"
+    sysroot: Path | None = None
+    each: bool = False
+    json: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Symbols:
+    """A kernel's symbols by glob."""
+
+    glob: str
+    kernel: str = "amd64"
+
+
+@dataclass(frozen=True, slots=True)
 class Demo:
     """The guided main job, which takes no options."""
 
 
-Command: TypeAlias = Boot | Load | Fetch | MonitorCommand | Demo
+Command: TypeAlias = Boot | Load | Fetch | MonitorCommand | Check | Symbols | Demo

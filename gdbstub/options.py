@@ -17,6 +17,7 @@ from typing import NoReturn, TypeAlias, cast
 from gdbstub.address import Address, AddressError, Stdio, Tcp, parse_address
 from gdbstub.commands import (
     Boot,
+    Check,
     Command,
     ConsolePlace,
     Demo,
@@ -25,6 +26,7 @@ from gdbstub.commands import (
     LogTopic,
     MonitorCommand,
     RunOptions,
+    Symbols,
     TraceFormat,
     TraceTarget,
 )
@@ -78,11 +80,24 @@ examples:
   gdbstub monitor :1234 kprobe add 'p:open do_sys_openat2 file=+0($arg2):string'
   gdbstub monitor :1234 trace 20
 """,
+    "check": """\
+examples:
+  gdbstub check probes.txt
+      every line as the kernel would take it, one after the other
+  echo 'p vfs_read file->f_flagz' | gdbstub check - --kernel 'linux-image-6.12*-cloud-amd64-unsigned' --json
+""",
+    "symbols": """\
+examples:
+  gdbstub symbols 'vfs_*'
+  gdbstub symbols ./vmlinuz do_sys_openat2
+""",
     "demo": """\
 examples:
   gdbstub demo
 """,
 }
+
+_KERNEL_HELP = "a bzImage or vmlinux file, amd64 or i386, or a Debian package linux-image-... (default: amd64)"
 
 _Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
 
@@ -216,6 +231,10 @@ def parser() -> argparse.ArgumentParser:
     fetch.add_argument("arch", nargs="?", choices=("amd64", "i386"), default="amd64", help="default: %(default)s")
     fetch.add_argument("--package", metavar="NAME", help="this package, or the newest that a pattern matches")
     fetch.add_argument("--print", dest="show", action="store_true", help="print the files' paths, one a line")
+    symbols = _sub(commands, "symbols", "what can be probed in a kernel: its symbols by glob, with prototypes")
+    symbols.add_argument("kernel", metavar="KERNEL", nargs="?", default="amd64", help=_KERNEL_HELP)
+    symbols.add_argument("glob", metavar="GLOB", help="a name, or a pattern of * ? []")
+    _add_check(commands)
     monitor = _sub(commands, "monitor", "a monitor command without gdb; the guest runs on")
     monitor.add_argument("address", metavar="HOST:PORT", type=address, help="where a stub listens; unix:PATH too")
     monitor.add_argument("words", metavar="COMMAND", nargs=argparse.REMAINDER, help="default: help")
@@ -233,6 +252,23 @@ def _sub(commands: _Commands, name: str, text: str) -> _Parser:
     )
     sub.set_defaults(parser=sub)
     return sub
+
+
+def _add_check(commands: _Commands) -> None:
+    check = _sub(commands, "check", "what a kernel would say to probe definitions, without booting it")
+    check.add_argument("file", metavar="FILE", help="kprobe_events and uprobe_events lines; - for standard input")
+    check.add_argument("--kernel", metavar="K", default="amd64", help=_KERNEL_HELP)
+    check.add_argument(
+        "--kind",
+        choices=("kprobe", "uprobe", "auto"),
+        default="auto",
+        help="the file the lines are meant for; auto: uprobe_events where the place has a slash (default: auto)",
+    )
+    check.add_argument(
+        "--sysroot", metavar="DIR", type=Path, help="where the guest's files lie (default: the fetched initramfs)"
+    )
+    check.add_argument("--each", action="store_true", help="every line alone; else they build on each other")
+    check.add_argument("--json", action="store_true", help="one JSON object a line, with the fields of a test row")
 
 
 def _add_boot(commands: _Commands) -> None:
@@ -381,6 +417,11 @@ def parse(arguments: Sequence[str] | None = None) -> Command:
             return _load(given)
         case "fetch":
             return Fetch(given.arch, given.package, given.show)
+        case "check":
+            file = None if given.file == "-" else Path(given.file)
+            return Check(file, given.kernel, given.kind, given.sysroot, given.each, given.json)
+        case "symbols":
+            return Symbols(given.glob, given.kernel)
         case "monitor":
             return MonitorCommand(given.address, " ".join(given.words) or "help")
         case _:

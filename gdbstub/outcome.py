@@ -21,6 +21,10 @@ CRASHED: Final = 3
 DEFECT: Final = 4
 
 
+class UsageError(Exception):
+    """What the user asked for cannot be done; a line, for a probe definition with more below it. Status 2."""
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """`stop` is None where the user ended the run; `text` is empty where there is nothing to say."""

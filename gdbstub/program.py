@@ -29,7 +29,7 @@ from gdbstub.commands import LogTopic, RunOptions
 from gdbstub.console import ConsoleError, Keyboard, serve_tcp, type_in
 from gdbstub.files import FileTree
 from gdbstub.monitor import Monitor, Services
-from gdbstub.outcome import SUCCESS, USAGE, Outcome, judge, summary
+from gdbstub.outcome import SUCCESS, USAGE, Outcome, UsageError, judge, summary
 from gdbstub.outputs import Output, open_output, reader_is_gone
 from gdbstub.scripts import HostScripts, ScriptFolder
 from gdbstub.server import Server
@@ -44,10 +44,6 @@ from probes.trace import Record
 EXEC_FILE = "/vmlinux"
 _STATUS_SECONDS = 0.5
 _LONGEST_LOG_TEXT = 2000  # characters, so that a line is written in one piece; a packet may have 16 Ki
-
-
-class UsageError(Exception):
-    """What the user asked for cannot be done; a line, for a probe definition with more below it. Status 2."""
 
 
 class Program:

@@ -33,8 +33,9 @@ ReturnHandler: TypeAlias = Callable[["ReturnInstance", Regs], object]
 
 MAX_DATA_SIZE: Final = 4096  # KRETPROBE_MAX_DATA_SIZE, include/linux/kprobes.h
 NR_CPUS: Final = 1  # the machine has one processor
+DEFAULT_MAXACTIVE: Final = max(10, 2 * NR_CPUS)  # register_kretprobe() of kernels that preempt, and of all since 5.17
 MAX_IDLE_SITES: Final = 64
-_NO_RETURN: Final = ("__switch_to",)  # kretprobe_blacklist, arch/x86/kernel/kprobes/core.c
+NO_RETURN: Final = ("__switch_to",)  # kretprobe_blacklist, arch/x86/kernel/kprobes/core.c
 _ENDBR_SIZE: Final = 4
 _CALL_SIZE: Final = 5
 
@@ -190,9 +191,9 @@ class Kretprobes:
             rp.kp.pre_handler, rp.kp.post_handler = kept
             raise
         if rp.maxactive <= 0:
-            rp.maxactive = max(10, 2 * NR_CPUS) if self._tasks.preemptible else NR_CPUS
+            rp.maxactive = DEFAULT_MAXACTIVE if self._tasks.preemptible else NR_CPUS
         rp.reset()
-        blacklisted = rp.kp.symbol in _NO_RETURN
+        blacklisted = rp.kp.symbol in NO_RETURN
         rp.notes = rp.kp.notes + (("Linux would refuse: EINVAL, returns into another task",) if blacklisted else ())
         if not self._registered:
             self._watch_exits()

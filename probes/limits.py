@@ -14,7 +14,8 @@ import struct
 from collections.abc import Iterable, Iterator
 from typing import Final, TypeAlias
 
-from emu.iface import Machine, MemoryFault
+from emu.iface import MemoryFault
+from probes.scope import KernelText
 
 Refusal: TypeAlias = tuple[int, str]
 Range: TypeAlias = tuple[int, int]  # first address and the one behind the last
@@ -31,10 +32,14 @@ _LONG_SIZE: Final = 5
 
 
 class LinuxLimits:
-    """Refusals by address, `(errno, why)`. Read at the first question that finds the guest's tables there."""
+    """Refusals by address, `(errno, why)`. Read at the first question that finds the guest's tables there.
 
-    def __init__(self, machine: Machine) -> None:
+    `static`: an image that does not run, whose tables stay as they are.
+    """
+
+    def __init__(self, machine: KernelText, *, static: bool = False) -> None:
         self._machine = machine
+        self._static = static
         self._word = machine.bits // 8
         self._tables: list[tuple[str, list[Range]]] | None = None
 
@@ -88,7 +93,7 @@ class LinuxLimits:
             ("a static call", _merged((at, at + _LONG_SIZE) for at in self._relative("static_call_sites", _CALL_SITE))),
             ("a BUG or WARN", _merged((at, at + 1) for at in self._relative("__bug_table", _BUG_ENTRY))),
         ]
-        if listed:
+        if listed or self._static:
             self._tables = tables
         return tables
 

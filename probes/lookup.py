@@ -10,7 +10,7 @@ from typing import Protocol
 
 from emu.iface import Machine
 from probes.errors import ProbeError
-from probes.scope import starts_with_endbr
+from probes.scope import KernelText, starts_with_endbr
 
 _ENDBR_SIZE = 4
 
@@ -58,7 +58,7 @@ def is_entry(machine: Machine, address: int) -> bool:
     return found[1] == _ENDBR_SIZE and starts_with_endbr(machine, found[0].address)
 
 
-def did_you_mean(machine: Machine, name: str) -> str | None:
+def did_you_mean(machine: KernelText, name: str) -> str | None:
     """A line that names symbols like `name`, or None."""
     near = list(machine.symbols.suggest(name))[:3]
     return f"did you mean {', '.join(near)}?" if near else None

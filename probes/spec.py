@@ -32,10 +32,11 @@ _SPACE: Final = re.compile(r"[ \t\n\v\f\r]+")  # isspace(), without what Python 
 _GROUP: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*\Z")
 _DENTRY: Final = re.compile(r":%p([dD])\Z")
 _OTHER_SYSTEMS: Final = {
-    "e": "event probes (attached to another event)",
-    "f": "function probes (fprobe)",
-    "t": "tracepoint probes",
+    "e": ("eprobes", "event probes (attached to another event)"),
+    "f": ("fprobes", "function probes (fprobe)"),
+    "t": ("tracepoints", "tracepoint probes"),
 }
+"""Of dynamic_events: letter -> default group, and what it stands for."""
 
 
 class KernelScope(Protocol):
@@ -209,16 +210,27 @@ def _definition(line: str, place: str) -> list[str]:
     """The words of a `p` or `r` line; what the kernel refuses without a word in its log is told by us."""
     words = split(line)
     kind = words[0][0] if words else ""
-    if kind in _OTHER_SYSTEMS and re.match(r"[eft]\d*(:|\Z)", words[0]):
-        reason = (
-            f"{kind}: {_OTHER_SYSTEMS[kind]} are another system of the kernel's; only p and r lines are probes here"
-        )
-        raise ProbeError(errno.EINVAL, reason)
+    if words and _other_system(words[0]):
+        reason = f"{kind}: {_OTHER_SYSTEMS[kind][1]} are another system of the kernel's; probes are p and r lines"
+        raise ProbeError(errno.EINVAL, reason, definition=" ".join(words), column=0)
     if kind not in ("p", "r") or len(words) < 2:
         raise ProbeError(errno.EINVAL, f"a definition is p|r[MAXACTIVE][:[GROUP/][EVENT]] {place} [ARG]...")
     if len(words) - 2 > MAX_ARGS:
         raise ProbeError(errno.E2BIG, f"a probe has at most {MAX_ARGS} arguments")
     return words
+
+
+def _other_system(head: str) -> bool:
+    return re.match(r"[eft]\d*(:|\Z)", head) is not None
+
+
+def other_system_event(words: Sequence[str]) -> str | None:
+    """GROUP/EVENT that an `e`, `f` or `t` line names: refused here, but in dynamic_events it would exist."""
+    head, _, name = words[0].partition(":")
+    if not _other_system(words[0]) or not name:
+        return None
+    group, slash, event = name.partition("/")
+    return f"{group}/{event}" if slash else f"{_OTHER_SYSTEMS[head[0]][0]}/{group}"
 
 
 class _Parser:

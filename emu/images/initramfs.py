@@ -54,6 +54,8 @@ _DIRECTORIES = ("bin", "dev", "etc", "proc", "root", "sys", "tmp")
 _DEVICES = {"console": (0o600, 5, 1), "null": (0o666, 1, 3), "zero": (0o666, 1, 5), "tty": (0o666, 5, 0)}
 _DEVICES |= {"kmsg": (0o644, 1, 11), "random": (0o666, 1, 8), "urandom": (0o666, 1, 9), "ttyS0": (0o600, 4, 64)}
 """Name in /dev -> permissions, major, minor (Documentation/admin-guide/devices.txt): for kernels without devtmpfs."""
+_HEADER_SIZE = 110
+_LONGEST_APPLET = 32
 _SIZE_LIMIT = 0xFFFF_FFFF
 """Bytes of one file: the format has eight hexadecimal digits for it."""
 
@@ -108,6 +110,45 @@ def append(archive: Bytes, paths: Sequence[tuple[Path, str]]) -> bytes:
         _collect(host, target, entries)
     # The kernel takes archives one after another, compressed or not, each on a 4-byte boundary.
     return bytes(archive) + bytes(-len(archive) % 4) + _cpio(entries)
+
+
+def entries(archive: Bytes) -> dict[str, tuple[int, str]]:
+    """What an uncompressed archive holds: path without the leading slash -> mode, and what it points to if it links.
+
+    ImageError where it is no newc archive or is cut short.
+    """
+    found: dict[str, tuple[int, str]] = {}
+    view, at = memoryview(archive), 0
+    while at + _HEADER_SIZE <= len(view):
+        if bytes(view[at : at + 6]) != b"070701":
+            raise ImageError("initramfs", "not an uncompressed cpio archive", at)
+        try:
+            fields = [int(bytes(view[at + 6 + 8 * index :][:8]), 16) for index in range(13)]
+        except ValueError:
+            raise ImageError("initramfs", "a header that is no number", at) from None
+        mode, size, name_size = fields[1], fields[6], fields[11]
+        start = at + _HEADER_SIZE + name_size
+        data_at = start + -start % 4
+        if data_at + size > len(view):
+            raise ImageError("initramfs", "cut short", at)
+        name = os.fsdecode(bytes(view[at + _HEADER_SIZE : start - 1]))
+        if name != os.fsdecode(_TRAILER[0]):
+            link = os.fsdecode(bytes(view[data_at : data_at + size])) if stat.S_ISLNK(mode) else ""
+            found[posixpath.normpath(name).lstrip("/")] = mode, link
+        at = data_at + size
+        at += -at % 4
+    return found
+
+
+def applets(busybox: bytes) -> frozenset[str]:
+    """The names /init links to BusyBox in /bin: its own list of them, which begins with `[`; empty if none is found."""
+    start = busybox.find(b"\0[\0[[\0")
+    names = set()
+    at = start + 1
+    while start >= 0 and 0 < (end := busybox.find(b"\0", at)) - at < _LONGEST_APPLET:
+        names.add(busybox[at:end].decode("ascii", "replace"))
+        at = end + 1
+    return frozenset(names)
 
 
 def _guest_path(host: Path, guest: str) -> str:

@@ -51,6 +51,7 @@ class FakeSymbol:
     name: str
     address: int
     size: int
+    kind: str = "T"
 
 
 class FakeMemory:

@@ -1,0 +1,80 @@
+"""What can be probed, and named in definitions: symbols by glob, with prototypes and what Linux thinks of them.
+
+Rules: reads only; lines of text for a person.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from emu.iface import Symbol
+from probes.btf import Btf, BtfError, Kind
+from probes.lookup import did_you_mean
+from probes.scope import KernelText
+
+_CODE = "TtWw"
+
+
+@dataclass(frozen=True, slots=True)
+class Matches:
+    """`lines` show what was found or, where `count` is 0, what a person may have meant."""
+
+    count: int
+    lines: tuple[str, ...]
+
+
+def find_symbols(
+    text: KernelText,
+    pattern: str,
+    *,
+    types: Btf | None = None,
+    refusal: Callable[[Symbol], str | None] | None = None,
+    limit: int | None = None,
+) -> Matches:
+    """One line a symbol: address, size, name; of functions the prototype where `types` knows it, and why Linux would
+    not have a probe there where `refusal` says so. At most `limit` of them, and a line that says how many more."""
+    found = text.symbols.glob(pattern)
+    if not found:
+        hint = did_you_mean(text, pattern.strip("*?"))
+        return Matches(0, (f"no symbol matches {pattern!r}" + (f"; {hint}" if hint else ""),))
+    shown = found if limit is None else found[:limit]
+    lines = [_line(symbol, types, refusal) for symbol in shown]
+    if len(found) > len(shown):
+        lines.append(f"... and {len(found) - len(shown)} more")
+    return Matches(len(found), tuple(lines))
+
+
+def functions(text: KernelText, pattern: str) -> Sequence[str]:
+    """Names of functions that match and that a definition can mean: those there is only one of, no parts of others."""
+    names = dict.fromkeys(symbol.name for symbol in text.symbols.glob(pattern) if symbol.kind in _CODE)
+    return [name for name in names if "." not in name and len(text.symbols.lookup(name)) == 1]
+
+
+def prototype(types: Btf, name: str) -> str | None:
+    """As C declares the function; None where the types do not know it."""
+    try:
+        function = types.find(name, Kind.FUNC)
+        if function is None:
+            return None
+        signature = types.prototype(function)
+        parameters = [
+            f"{types.spell(parameter.type_id)} {parameter.name}".rstrip().replace("* ", "*")
+            if parameter.type_id
+            else "..."
+            for parameter in types.parameters(signature)
+        ]
+        result = types.spell(signature.target)
+        space = "" if result.endswith("*") else " "
+        return f"{result}{space}{name}({', '.join(parameters) or 'void'})"
+    except BtfError:
+        return None
+
+
+def _line(symbol: Symbol, types: Btf | None, refusal: Callable[[Symbol], str | None] | None) -> str:
+    line = f"{symbol.address:016x} {symbol.size:6d} {symbol.name}"
+    if symbol.kind not in _CODE:
+        return line
+    declared = prototype(types, symbol.name) if types is not None else None
+    reason = refusal(symbol) if refusal is not None else None
+    return line + (f"  {declared}" if declared else "") + (f"  [Linux refuses: {reason}]" if reason else "")
