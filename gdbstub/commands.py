@@ -36,6 +36,7 @@ class RunOptions:
     objects: tuple[Path, ...] = ()
     """Files in `allow_scripts`."""
     allow_scripts: Path | None = None
+    serve_dir: Path | None = None
     early: bool = False
     linux_limits: bool = False
     trace: TraceTarget | None = None

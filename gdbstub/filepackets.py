@@ -53,13 +53,16 @@ class FilePackets:
         return _file_data(self._files.fstat(number(rest)))
 
     @packet("vFile:stat", requires="open_files")
-    @packet("vFile:lstat", requires="open_files")
     def _file_stat(self, rest: bytes) -> bytes:
-        return _file_data(self._files.stat(_path(rest)))
+        return _file_data(self._files.tree.stat(_path(rest)))
+
+    @packet("vFile:lstat", requires="open_files")
+    def _file_link_stat(self, rest: bytes) -> bytes:
+        return _file_data(self._files.tree.stat(_path(rest), follow=False))
 
     @packet("vFile:readlink", requires="open_files")
     def _file_link(self, rest: bytes) -> bytes:
-        return _file_data(self._files.readlink(_path(rest)))
+        return _file_data(self._files.tree.readlink(_path(rest)))
 
     @property
     def _files(self) -> OpenFiles:

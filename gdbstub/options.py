@@ -324,6 +324,12 @@ def _add_common(sub: _Parser) -> None:
     )
     stub.add_argument("--no-listen", action="store_true", help="no debugger can attach")
     stub.add_argument("--wait", action="store_true", help="start stopped, until a debugger has come")
+    stub.add_argument(
+        "--serve-dir",
+        metavar="DIR",
+        type=Path,
+        help="let debuggers read files of this folder (gdb: `remote get`, target:), and never beyond it",
+    )
     probes = sub.add_argument_group("probes")
     probes.add_argument(
         "--probe",
@@ -479,6 +485,7 @@ def _run_options(given: argparse.Namespace, fresh: dict[str, object]) -> RunOpti
         probe_files=tuple(given.probe_file),
         objects=tuple(given.objects),
         allow_scripts=given.allow_scripts,
+        serve_dir=given.serve_dir,
         early=given.early,
         linux_limits=given.linux_limits,
         trace=given.trace,

@@ -32,6 +32,7 @@ from gdbstub.monitor import Monitor, Services
 from gdbstub.outcome import SUCCESS, USAGE, Outcome, UsageError, judge, summary
 from gdbstub.outputs import Output, open_output, reader_is_gone
 from gdbstub.scripts import HostScripts, ScriptFolder
+from gdbstub.servedir import ServedFolder
 from gdbstub.server import Server
 from gdbstub.services import GuestSystem, MachineInspector, NamedSnapshots, TraceText, disassembler
 from gdbstub.session import Session
@@ -64,6 +65,7 @@ class Program:
         self._lost = False  # a file that was asked for could not be written to its end
         self._log: Callable[[LogTopic, str], None] | None = None
         self._scripts: HostScripts | None = None
+        self._served: ServedFolder | None = None
         self._token = trio.lowlevel.current_trio_token()
 
     # -------------------------------------------------------------------------------------------------- preparing
@@ -81,6 +83,11 @@ class Program:
         self._prepare_outputs()
         self._prepare_objects()
         self._prepare_probes()
+        if options.serve_dir is not None:
+            try:
+                self._served = ServedFolder(options.serve_dir)
+            except OSError as error:
+                raise UsageError(f"{options.serve_dir}: {(error.strerror or str(error)).lower()}") from error
 
     def _is_for_a_person(self) -> bool:
         """Somebody types, or nothing would ever end a guest that skips its idle time at full speed."""
@@ -340,7 +347,7 @@ class Program:
         """What a debugger may read: the guest's symbols as an ELF file, made when the first one asks."""
         machine, guest = self.machine, self.machine.guest
         if not len(machine.symbols):
-            return FileTree({})
+            return FileTree({}, folder=self._served)
 
         def build() -> bytes:
             return symbol_elf(
@@ -351,7 +358,7 @@ class Program:
                 frames=guest.frames(),
             )
 
-        return FileTree({EXEC_FILE: build}, exec_file=EXEC_FILE)
+        return FileTree({EXEC_FILE: build}, exec_file=EXEC_FILE, folder=self._served)
 
 
 def _interrupt(server: Server) -> None:

@@ -136,6 +136,8 @@ class Session(RunPackets, TargetPackets, BreakPackets, FilePackets, TracePackets
         """Undo all that this debugger put into the machine, but for what it wanted to stay. Idempotent."""
         self._take_out()
         self._machine.catch_exceptions(frozenset())
+        if self.open_files is not None:
+            self.open_files.close_all()
         if self.tracing is not None and not self.tracing.outlives_debugger:
             self.tracing.stop("tdisconnected:0")
         self.attached, self._closed, self.running = False, True, False

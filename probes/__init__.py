@@ -7,6 +7,7 @@ from probes.jprobe import Jprobe
 from probes.kretprobe import Kretprobe, ReturnInstance
 from probes.manager import Manager
 from probes.regs import Regs
+from probes.uprobe import Uprobe
 
 __all__ = [
     "CallError",
@@ -17,6 +18,7 @@ __all__ = [
     "ProbeError",
     "Regs",
     "ReturnInstance",
+    "Uprobe",
     "s8",
     "s16",
     "s32",

@@ -15,6 +15,7 @@ from typing import Final, TypeAlias
 from emu.iface import Guest, Machine
 from probes.arch.x86 import X86Arch
 from probes.core import Arm, Kprobe, Kprobes
+from probes.embedded import embedded_programs
 from probes.errors import ProbeError
 from probes.fetch import EntryValues, FetchContext, Fetcher, TaskInfo, compile_entry, compile_fetch
 from probes.guest import GuestHandlers
@@ -22,9 +23,11 @@ from probes.jprobe import Jprobe, Jprobes
 from probes.kretprobe import MAX_DATA_SIZE, Kretprobe, Kretprobes, ReturnInstance
 from probes.linux import Linux, linux_of
 from probes.linux.kernel import kernel_types
+from probes.linux.programs import linux_programs
 from probes.linux.tasks import current_tasks
 from probes.lookup import did_you_mean
 from probes.objects import ObjectLoader
+from probes.programs import Programs
 from probes.refusals import Refusal
 from probes.regs import Regs
 from probes.room import Room
@@ -32,13 +35,14 @@ from probes.scope import GuestScope
 from probes.spec import MAX_MAXACTIVE, Place, ProbeSpec, parse
 from probes.tasks import find_tasks
 from probes.trace import Record, TraceRing
+from probes.uprobe import Uprobe, Uprobes
 
 _EFLAGS_IF: Final = 0x200
 _OPTIONS: Final = frozenset(("arm", "disabled", "pid", "comm"))
 _RETURN_OPTIONS: Final = frozenset(("maxactive", "shadow", "trampoline"))
 _GUEST_OPTIONS: Final = {"kprobe": ("pre", "post"), "kretprobe": ("pre", "post"), "jprobe": ("entry",)}
 
-Probe: TypeAlias = Kprobe | Kretprobe | Jprobe
+Probe: TypeAlias = Kprobe | Kretprobe | Jprobe | Uprobe
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +62,7 @@ class _Event:
     """A named event: one definition per place it stands on, each with its probe."""
 
     name: str
-    parts: list[tuple[ProbeSpec, Probe]] = field(default_factory=list)
+    parts: list[tuple[ProbeSpec, Kprobe | Kretprobe | Jprobe]] = field(default_factory=list)
 
     @property
     def kind(self) -> str:
@@ -97,6 +101,8 @@ class Manager:
     ) -> None:
         arch = X86Arch(machine, self)
         self.trace = TraceRing()
+        self._arch = arch
+        self._uprobes: Uprobes | None = None
         self._machine = machine
         self._convention = arch.convention
         known = find_tasks(machine)
@@ -141,11 +147,24 @@ class Manager:
             self._linux = linux_of(self._machine)
         return self._linux
 
+    @property
+    def uprobes(self) -> Uprobes:
+        """Probes on programs. ProbeError where nobody knows the guest's operating system."""
+        if self._uprobes is None:
+            programs: Programs | None = embedded_programs(self._machine, self._kprobes)
+            if programs is None:
+                programs = linux_programs(self._machine, self.linux, self._kprobes)
+            self._uprobes = Uprobes(self._machine, self._arch, programs)
+            self._kprobes.after_restore(self._uprobes.after_restore)
+        return self._uprobes
+
     # ----------------------------------------------------------------------------------------------- probes as objects
 
     def register(self, probe: Probe) -> None:
         """ProbeError with the kernel's errno where it is refused; nothing has changed then."""
-        if isinstance(probe, Kretprobe):
+        if isinstance(probe, Uprobe):
+            self.uprobes.register(probe)
+        elif isinstance(probe, Kretprobe):
             self._kretprobes.register(probe)
         elif isinstance(probe, Jprobe):
             self._jprobes.register(probe)
@@ -168,7 +187,9 @@ class Manager:
             raise
 
     def unregister(self, probe: Probe) -> None:
-        if isinstance(probe, Kretprobe):
+        if isinstance(probe, Uprobe):
+            self.uprobes.unregister(probe)
+        elif isinstance(probe, Kretprobe):
             self._kretprobes.unregister(probe)
         elif isinstance(probe, Jprobe):
             self._jprobes.unregister(probe)
@@ -214,7 +235,7 @@ class Manager:
             arm=_arm(chosen.get("arm", "auto")),
         )
         make = self._for_returns if spec.is_return else self._for_entries if kind == "jprobe" else self._for_hits
-        made: Probe = make(spec, probe, chosen)
+        made: Kprobe | Kretprobe | Jprobe = make(spec, probe, chosen)
         try:
             self.register(made)
         except ProbeError as error:
@@ -251,9 +272,15 @@ class Manager:
 
     def enable(self, target: Probe | str) -> list[str]:
         """A probe, or every event whose name matches: EVENT, GROUP/EVENT, a glob, or "all"."""
+        if isinstance(target, Uprobe):
+            self.uprobes.enable(target)
+            return []
         return self._switch(target, self._kprobes.enable)
 
     def disable(self, target: Probe | str) -> list[str]:
+        if isinstance(target, Uprobe):
+            self.uprobes.disable(target)
+            return []
         return self._switch(target, self._kprobes.disable)
 
     def delete(self, pattern: str) -> list[str]:
@@ -395,7 +422,7 @@ class Manager:
             raise ProbeError(errno.ENOENT, f"no event matches {pattern}")
         return found
 
-    def _switch(self, target: Probe | str, change: Callable[[Kprobe], None]) -> list[str]:
+    def _switch(self, target: Kprobe | Kretprobe | Jprobe | str, change: Callable[[Kprobe], None]) -> list[str]:
         if not isinstance(target, str):
             change(_kprobe(target))
             return []
@@ -411,7 +438,7 @@ class Manager:
         return [spec.listing() for event in self._events.values() for spec, _ in event.parts]
 
 
-def _kprobe(probe: Probe) -> Kprobe:
+def _kprobe(probe: Kprobe | Kretprobe | Jprobe) -> Kprobe:
     """What stands at the address: the probe itself, or that of a return probe or jprobe."""
     return probe if isinstance(probe, Kprobe) else probe.kp
 

@@ -92,6 +92,10 @@ class ProbeArch(Protocol):
     convention: Convention
     step_flag: int  # of Cpu.system_flags: the guest single-steps itself
 
+    def user_convention(self, bits: int) -> Convention:
+        """How functions of programs are called, in code of that many bits."""
+        ...
+
     def arch_init(self) -> None:
         """Once, before the first probe."""
         ...

@@ -15,7 +15,7 @@ import contextlib
 import errno
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from emu.iface import BackEnd, Cpu, Machine, MachineError, MemoryFault
@@ -66,6 +66,9 @@ I386: Final = Convention(
     return_register=0,
     stack_pointer=_SP,
 )
+
+
+I386_USER: Final = replace(I386, argument_registers=())  # System V ABI, i386 supplement: all on the stack
 
 
 def convention_for(bits: int) -> Convention:
@@ -133,6 +136,9 @@ class X86Arch:
         self._trampoline: X86Probe | None = None
         self._step: _Step | None = None
         self._repeats: dict[int, tuple[int, int, int, int, int]] = {}
+
+    def user_convention(self, bits: int) -> Convention:
+        return AMD64 if bits == 64 else I386_USER
 
     def arch_init(self) -> None:
         # First in, first out: a slot that is being executed when its probe goes is not reused at once.

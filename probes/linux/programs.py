@@ -1,0 +1,251 @@
+"""Programs in a Linux guest, for uprobes: files by path, mappings, and what happens to them.
+
+Rules: the machine's thread. Events come from silent kprobes on the functions that the kernel itself calls for its own
+uprobes (kernel/events/uprobes.c, 5.10 to 6.12), so they are where a mapping is complete and nothing in it has run; they
+hit at mmap, exec, fork and exit, not at page faults.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from drgn import Object
+from drgn.helpers.linux.mm import vma_find
+
+from emu.iface import Cpu, Machine, MemoryFault
+from probes.core import Kprobe, Kprobes
+from probes.linux.program import NotAvailable
+from probes.linux.system import Linux
+from probes.linux.tasks import current_tasks
+from probes.programs import Ended, Event, Exited, FileId, Forked, Mapped, ProgramFile, Region, Unmapped
+from probes.regs import Regs
+
+_MAX_LINKS: Final = 40  # MAXSYMLINKS, include/linux/namei.h
+_LONG: Final = 0x000FFFFFFFFFF000  # CR3's address of a top-level table: 4-level, and legacy or PAE
+_PROTECTED: Final = 0xFFFFFFE0
+_SECOND_TABLE: Final = 0x1000  # the user's half of a pair of tables, PTI_USER_PGTABLE_BIT
+
+
+@dataclass(frozen=True, slots=True)
+class LinuxFile:
+    """Implements ProgramFile for an inode. Valid while the kernel keeps the inode: for the moment of one event."""
+
+    linux: Linux
+    inode: Object
+
+    @property
+    def id(self) -> FileId:
+        return file_id(self.inode)
+
+    @property
+    def size(self) -> int:
+        return int(self.inode.i_size.value_())
+
+    def read(self, offset: int, size: int) -> bytes:
+        return self.linux.read_file(self.inode, offset, max(0, min(size, self.size - offset)))
+
+
+def file_id(inode: Object) -> FileId:
+    """Of a `struct inode *`."""
+    return FileId(inode.i_sb.s_dev.value_(), inode.i_ino.value_(), inode.i_generation.value_())
+
+
+class LinuxPrograms:
+    """Implements Programs."""
+
+    def __init__(self, machine: Machine, linux: Linux, kprobes: Kprobes) -> None:
+        self._machine = machine
+        self._linux = linux
+        self._kprobes = kprobes
+        self._tasks = current_tasks(machine.memory, linux.kernel)
+        if isinstance(self._tasks, str):
+            raise NotAvailable("uprobes are", self._tasks)
+        self._mask = _LONG if linux.kernel.btf.pointer_size == 8 else _PROTECTED
+        self._split: bool | None = None  # user mode has tables of its own (page-table isolation)
+        self._tell: Callable[[Event], None] = lambda event: None
+        self._watches = {
+            "uprobe_mmap": self._on_mmap,
+            "move_page_tables": self._on_move,
+            "uprobe_munmap": self._on_munmap,
+            "uprobe_dup_mmap": self._on_fork,
+            "uprobe_clear_state": self._on_end,
+            "do_exit": self._on_exit,
+        }
+
+    # ------------------------------------------------------------------------------------------------- files by path
+
+    def open(self, path: str) -> ProgramFile | None:
+        """Absolute paths as init sees them. None too where a part of it is not in the kernel's cache of names."""
+        try:
+            inode = self._follow(path)
+        except NotAvailable:
+            return None  # the kernel has not come that far
+        return None if inode is None else LinuxFile(self._linux, inode)
+
+    def _follow(self, path: str) -> Object | None:
+        """The inode behind every symbolic link."""
+        links, done, left = 0, "", [part for part in path.split("/") if part]
+        inode = self._linux.inode("/")
+        while left:
+            part = left.pop(0)
+            if part == "..":
+                done = done.rpartition("/")[0]
+                inode = self._linux.inode(done or "/")
+            elif part != ".":
+                inode = self._linux.inode(f"{done}/{part}")
+                if inode is not None and stat.S_ISLNK(inode.i_mode.value_()):
+                    links += 1
+                    target = self._target(inode)
+                    if links > _MAX_LINKS or target is None:
+                        return None
+                    left = [piece for piece in target.split("/") if piece] + left
+                    done = "" if target.startswith("/") else done
+                    inode = self._linux.inode(done or "/")
+                else:
+                    done = f"{done}/{part}"
+            if inode is None:
+                return None
+        return inode
+
+    def _target(self, inode: Object) -> str | None:
+        """Where a link leads, if that is in memory."""
+        with self._linux.asking("the link is"):
+            if inode.i_link.read_():
+                data = bytes(inode.i_link.string_())
+            else:
+                try:
+                    data = LinuxFile(self._linux, inode).read(0, inode.i_size.value_())
+                except MemoryFault:
+                    return None
+        return data.decode("utf-8", "surrogateescape")
+
+    # ------------------------------------------------------------------------------------------------------- mappings
+
+    def content(self, region: Region) -> ProgramFile | None:
+        for process in self._linux.processes():
+            for mapping in self._linux.mappings(process.mm.read_()):
+                if mapping.file and file_id(mapping.vma.vm_file.f_inode) == region.file:
+                    return LinuxFile(self._linux, mapping.vma.vm_file.f_inode.read_())
+        return None
+
+    def regions(self, file: FileId) -> Iterator[Region]:
+        try:
+            processes = self._linux.processes()
+            spaces = {mm.value_(): mm for process in processes if (mm := process.mm.read_())}
+            for mm in spaces.values():
+                for mapping in self._linux.mappings(mm):
+                    if mapping.file:
+                        region = self._region(mapping.vma)
+                        if region is not None and region.file == file:
+                            yield region
+        except NotAvailable:
+            return  # no process yet
+
+    def _region(self, vma: Object) -> Region | None:
+        file = vma.vm_file.read_()
+        if not file:
+            return None
+        return Region(
+            self._space(vma.vm_mm),
+            vma.vm_start.value_(),
+            vma.vm_end.value_(),
+            vma.vm_pgoff.value_() << 12,
+            file_id(file.f_inode.read_()),
+            file.f_path.dentry.d_name.name.string_().decode("utf-8", "surrogateescape"),
+        )
+
+    def _space(self, mm: Object) -> int:
+        paddr = self._machine.memory.translate(mm.pgd.value_(), self._linux.kernel.root)
+        return -1 if paddr is None else paddr & self._mask
+
+    def stack(self, space: int, address: int) -> int:
+        """The start of the current process's mapping there; 0 where there is none."""
+        with self._linux.asking("the stack is"):
+            vma = vma_find(self._linux.current().mm, address)
+            return int(vma.vm_start.value_()) if vma else 0
+
+    # ------------------------------------------------------------------------------------------------- the processor
+
+    def space(self, cpu: Cpu) -> int:
+        space = cpu.cr3 & self._mask
+        if space & _SECOND_TABLE and self._mask == _LONG and cpu.cpl == 3:
+            if self._split is None:
+                kernel = self._linux.kernel.page_tables
+                self._split = self._machine.memory.translate(kernel, space) is None
+            if self._split:
+                space -= _SECOND_TABLE
+        return space
+
+    def thread(self, cpu: Cpu) -> int:
+        assert not isinstance(self._tasks, str)  # checked when this was made
+        try:
+            return self._tasks.address()
+        except MemoryFault:
+            return 0
+
+    # --------------------------------------------------------------------------------------------------------- events
+
+    def watch(self, tell: Callable[[Event], None]) -> Callable[[], None]:
+        """ProbeError where this kernel lacks one of the functions."""
+        self._tell = tell
+        probes = [Kprobe(symbol=name, pre_handler=self._handler(call)) for name, call in self._watches.items()]
+        self._kprobes.register_many(probes)
+
+        def end() -> None:
+            for probe in probes:
+                self._kprobes.unregister(probe)
+
+        return end
+
+    def _handler(self, call: Callable[[Regs], Event | None]) -> Callable[[Kprobe, Regs], None]:
+        def handler(kp: Kprobe, regs: Regs) -> None:
+            try:
+                with self._linux.asking("what happens to programs is"):
+                    event = call(regs)
+            except NotAvailable as error:
+                kp.notes = (error.reason,)  # memory of the kernel's that it has destroyed itself
+                return
+            if event is not None:
+                self._tell(event)
+
+        return handler
+
+    def _vma(self, address: int) -> Object:
+        return self._linux.object("struct vm_area_struct *", address)
+
+    def _on_mmap(self, regs: Regs) -> Event | None:
+        """int uprobe_mmap(struct vm_area_struct *vma)"""
+        region = self._region(self._vma(regs.arg(1)))
+        return None if region is None else Mapped(region)
+
+    def _on_move(self, regs: Regs) -> Event | None:
+        """unsigned long move_page_tables(vma, old_addr, struct vm_area_struct *new_vma, ...): mremap() and exec"""
+        region = self._region(self._vma(regs.arg(3)))
+        return None if region is None else Mapped(region)
+
+    def _on_munmap(self, regs: Regs) -> Event:
+        """void uprobe_munmap(struct vm_area_struct *vma, unsigned long start, unsigned long end)"""
+        return Unmapped(self._space(self._vma(regs.arg(1)).vm_mm), regs.arg(2), regs.arg(3))
+
+    def _on_fork(self, regs: Regs) -> Event:
+        """void uprobe_dup_mmap(struct mm_struct *oldmm, struct mm_struct *newmm)"""
+        old, new = (self._linux.object("struct mm_struct *", regs.arg(number)) for number in (1, 2))
+        return Forked(self._space(old), self._space(new))
+
+    def _on_end(self, regs: Regs) -> Event:
+        """void uprobe_clear_state(struct mm_struct *mm)"""
+        return Ended(self._space(self._linux.object("struct mm_struct *", regs.arg(1))))
+
+    def _on_exit(self, regs: Regs) -> Event:
+        return Exited(self.thread(regs.cpu))
+
+
+def linux_programs(machine: Machine, linux: Linux, kprobes: Kprobes) -> LinuxPrograms:
+    """ProbeError where the kernel has no support for uprobes of its own, or does not say what is needed."""
+    missing = [name for name in ("uprobe_mmap", "uprobe_munmap") if not machine.symbols.lookup(name)]
+    if missing:
+        raise NotAvailable("uprobes are", f"this kernel has no {missing[0]}")
+    return LinuxPrograms(machine, linux, kprobes)

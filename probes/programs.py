@@ -1,0 +1,131 @@
+"""Programs in the guest as uprobes see them: files, and where they are mapped in which address space.
+
+Rules: types only, for the machine's thread. Who knows a guest's operating system implements `Programs` (`embedded`,
+`linux.programs`); `uprobe` knows no other. Addresses are the guest's, offsets bytes of a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from emu.iface import Cpu
+
+
+@dataclass(frozen=True, slots=True)
+class FileId:
+    """A file, whatever it is called: its file system's device number, its inode's number and generation."""
+
+    device: int
+    inode: int
+    generation: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A mapping of a file: byte `offset` of it is at `start`. `space` is the number of the address space.
+
+    `name` is the last component of a path of the file.
+    """
+
+    space: int
+    start: int
+    end: int
+    offset: int
+    file: FileId
+    name: str
+
+    def address(self, offset: int) -> int | None:
+        """Where byte `offset` of the file is mapped."""
+        at = self.start + offset - self.offset
+        return at if self.start <= at < self.end else None
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """A mapping is complete; nothing in it has run."""
+
+    region: Region
+
+
+@dataclass(frozen=True, slots=True)
+class Unmapped:
+    """Nothing of this range will run any more."""
+
+    space: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Forked:
+    """Space `child` is about to get all of `parent`'s mappings; the current thread will run in both."""
+
+    parent: int
+    child: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Nobody runs in this space any more."""
+
+    space: int
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """This thread runs no more in user mode."""
+
+    thread: int
+
+
+Event: TypeAlias = Mapped | Unmapped | Forked | Ended | Exited
+
+
+class ProgramFile(Protocol):
+    """A file that the guest knows by name at this moment."""
+
+    @property
+    def id(self) -> FileId: ...
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        ...
+
+    def read(self, offset: int, size: int) -> bytes:
+        """From the page cache; less than `size` at the file's end. MemoryFault where a page is not in it."""
+        ...
+
+
+class Programs(Protocol):
+    """What uprobes ask of the guest's operating system."""
+
+    def open(self, path: str) -> ProgramFile | None:
+        """The file of that absolute path, links followed; None where the guest's kernel has no such name now."""
+        ...
+
+    def content(self, region: Region) -> ProgramFile | None:
+        """The file that a region just mapped is of."""
+        ...
+
+    def regions(self, file: FileId) -> Iterable[Region]:
+        """Every mapping of a file there is now."""
+        ...
+
+    def space(self, cpu: Cpu) -> int:
+        """The number of the address space in force: cheap, it is asked at every translation and hit."""
+        ...
+
+    def thread(self, cpu: Cpu) -> int:
+        """The number of the thread that runs: its alone while it lives."""
+        ...
+
+    def stack(self, space: int, address: int) -> int:
+        """A number for the mapping that `address` lies in: two stacks in one mapping cannot be told apart."""
+        ...
+
+    def watch(self, tell: Callable[[Event], None]) -> Callable[[], None]:
+        """Have `tell` called with what happens to mappings and threads, as it happens. -> a call that ends it."""
+        ...

@@ -1,0 +1,348 @@
+"""Uprobes: probes on programs in the guest, by file and offset, set before anything of the file is in memory.
+
+Rules: runs in the engine's thread; knows the guest's operating system only as `Programs`. A probe belongs to an inode
+and an offset, as in kernel/events/uprobes.c, and so to every process that maps that byte, now or later: `Programs`
+tells of each mapping before anything in it runs, and an address is armed in that address space from then on. Breaks in
+translated code arm it (`emu.iface.CodeBreaks`), so no page need be there, none is changed, and an evicted page that
+comes back is armed still.
+
+A path that leads nowhere yet, or to another file later, is looked up again at each mapping of a file.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias, assert_never
+
+from emu.iface import Cpu, Machine, MemoryFault, Stop
+from emu.insn import MAX_INSN_SIZE, InvalidInstruction, decode
+from probes.arch import ProbeArch
+from probes.errors import ProbeError
+from probes.programs import Ended, Event, Exited, FileId, Forked, Mapped, ProgramFile, Programs, Region, Unmapped
+from probes.programsymbols import functions
+from probes.regs import Regs
+from probes.uretprobe import Ends, UserReturn, UserReturns
+
+Handler: TypeAlias = Callable[["Uprobe", Regs], object]
+RetHandler: TypeAlias = Callable[[UserReturn, Regs], object]
+Filter: TypeAlias = Callable[["Uprobe", Regs], object]
+
+_REP: Final = frozenset((0xF2, 0xF3))
+
+
+class Uprobe:
+    """One probe on the file at `path` (absolute, as the guest has it), at a byte offset or at a function's name.
+
+    `handler(up, regs)` runs before the instruction; it may set registers, and where it sets `regs.ip` (the probed
+    address, until then) the guest goes on there. `ret_handler(instance, regs)` runs when a function that was entered
+    there has returned, see `uretprobe`. `filter(up, regs)`: false means this hit is nobody's business; it is not
+    counted. `offset` is in bytes from the symbol, or from the file's start.
+
+    After registration `hits` counts, `ends` says what became of the calls that are followed, and `notes` tell what a
+    user should know, as that nothing is known of the file yet.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        place: int | str,
+        handler: Handler | None = None,
+        ret_handler: RetHandler | None = None,
+        filter: Filter | None = None,
+        *,
+        offset: int = 0,
+        disabled: bool = False,
+    ) -> None:
+        self.path = path
+        self.symbol = place if isinstance(place, str) else None
+        self.offset = offset if isinstance(place, str) else place + offset
+        self.handler = handler
+        self.ret_handler = ret_handler
+        self.filter = filter
+        self.disabled = disabled
+        self.registered = False
+        self.hits = 0
+        self.ends = Ends()
+        self.places: list[Place] = []  # where it stands; more than one only where the path has led to several files
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        if self.registered and not self.places:
+            missing = "" if self.symbol is None else f", or no {self.symbol} in what is in memory of it"
+            return (f"waiting: the guest's kernel has no file {self.path} in its cache of names{missing}",)
+        return ()
+
+    def __repr__(self) -> str:
+        where = f"{self.offset:#x}" if self.symbol is None else f"{self.symbol}+{self.offset:#x}"
+        return f"<Uprobe {self.path}:{where} hits={self.hits}>"
+
+
+@dataclass(slots=True, eq=False)
+class Place:
+    """A probed byte of a file and its probes, newest first."""
+
+    file: FileId
+    offset: int
+    probes: list[Uprobe] = field(default_factory=list)
+    repeats: bool | None = None  # a string instruction under rep; None until it was looked at
+
+    @property
+    def active(self) -> list[Uprobe]:
+        return [probe for probe in self.probes if not probe.disabled]
+
+
+class Uprobes:
+    """All uprobes of a machine, and its BreakClient."""
+
+    def __init__(self, machine: Machine, arch: ProbeArch, programs: Programs) -> None:
+        self._machine = machine
+        self._arch = arch
+        self._programs = programs
+        self._probes: list[Uprobe] = []
+        self._files: dict[FileId, dict[int, Place]] = {}
+        self._sites: dict[int, dict[int, Place]] = {}  # address space -> address -> what is there
+        self._users: Counter[int] = Counter()  # address -> in how many spaces it is a site or a watched return
+        self._symbols: dict[FileId, dict[str, int]] = {}
+        self._unwatch: Callable[[], None] | None = None
+        self._returns = UserReturns(machine, programs, self._use, self._unuse)
+
+    # ------------------------------------------------------------------------------------------------ registration
+
+    def register(self, probe: Uprobe) -> None:
+        """ProbeError with the kernel's errno where it is refused: then nothing has changed.
+
+        A file that is not there yet is no error, see `Uprobe.notes`.
+        """
+        if probe.registered:
+            raise ProbeError(errno.EINVAL, "this probe is registered already")
+        if not probe.path.startswith("/"):
+            raise ProbeError(errno.EINVAL, f"{probe.path} is no absolute path")
+        if probe.offset < 0:
+            raise ProbeError(errno.EINVAL, "an offset is not negative")
+        file = self._programs.open(probe.path)
+        if file is not None and self._offset(probe, file, strict=True) is None:
+            file = None
+        if self._unwatch is None:
+            self._unwatch = self._programs.watch(self._tell)
+            self._machine.breaks.client = self
+        probe.hits, probe.ends = 0, Ends()
+        probe.registered = True
+        self._probes.append(probe)
+        if file is not None:
+            self._attach(probe, file)
+
+    def unregister(self, probe: Uprobe) -> None:
+        """Calls under way return as ever; their handler does not run. Allowed inside a handler."""
+        if not probe.registered:
+            raise ProbeError(errno.EINVAL, "this probe is not registered")
+        self._probes.remove(probe)
+        probe.registered = False
+        self._returns.unregister(probe)
+        for place in probe.places:
+            place.probes.remove(probe)
+            if not place.probes:
+                self._drop(place)
+        probe.places.clear()
+        if not self._probes:
+            self._stop()
+
+    def enable(self, probe: Uprobe) -> None:
+        self._switch(probe, disabled=False)
+
+    def disable(self, probe: Uprobe) -> None:
+        self._switch(probe, disabled=True)
+
+    def open(self, path: str) -> ProgramFile | None:
+        """What the guest has under that path now."""
+        return self._programs.open(path)
+
+    def addresses(self, probe: Uprobe) -> list[tuple[int, int]]:
+        """(address space, address) of every mapping it is armed in."""
+        return [
+            (space, address)
+            for space, sites in self._sites.items()
+            for address, place in sites.items()
+            if place in probe.places
+        ]
+
+    def after_restore(self) -> None:
+        """The machine has gone to another moment: other processes, other mappings, nothing under way."""
+        self._returns.restored()
+        for space in list(self._sites):
+            self._end(space)
+        for file in list(self._files):
+            self._find_regions(file)
+        self._machine.breaks.refresh()
+
+    def _switch(self, probe: Uprobe, disabled: bool) -> None:
+        if not probe.registered:
+            raise ProbeError(errno.EINVAL, "this probe is not registered")
+        probe.disabled = disabled
+        self._machine.breaks.refresh()
+
+    def _stop(self) -> None:
+        if self._unwatch is not None:
+            self._unwatch()
+            self._unwatch = None
+        self._returns.forget()
+        self._machine.breaks.client = None
+        self._symbols.clear()
+
+    # ------------------------------------------------------------------------------------------- files and mappings
+
+    def _offset(self, probe: Uprobe, file: ProgramFile, strict: bool = False) -> int | None:
+        """Of the probe in that file; None where its symbol is not to be found now. `strict`: ProbeError if never."""
+        offset = probe.offset
+        if probe.symbol is not None:
+            names = self._names(file)
+            if probe.symbol not in names:
+                return None
+            offset += names[probe.symbol]
+        if offset >= file.size:
+            if strict:
+                raise ProbeError(errno.EINVAL, f"{probe.path} has {file.size:#x} bytes, so none at {offset:#x}")
+            return None
+        return offset
+
+    def _names(self, file: ProgramFile) -> dict[str, int]:
+        known = self._symbols.get(file.id)
+        if not known:  # what could not be read then may be there now
+            known = self._symbols[file.id] = functions(file.read)
+        return known
+
+    def _attach(self, probe: Uprobe, file: ProgramFile) -> None:
+        """Put a probe on a file it has not been on."""
+        offset = self._offset(probe, file)
+        if offset is None or any(place.file == file.id for place in probe.places):
+            return
+        places = self._files.setdefault(file.id, {})
+        place = places.get(offset)
+        if place is None:
+            place = places[offset] = Place(file.id, offset)
+            place.probes.append(probe)
+            self._find_regions(file.id, place)
+        else:
+            place.probes.insert(0, probe)
+        probe.places.append(place)
+        self._machine.breaks.refresh()  # the page may have run in processes that are gone, at addresses that come again
+
+    def _drop(self, place: Place) -> None:
+        places = self._files[place.file]
+        del places[place.offset]
+        if not places:
+            del self._files[place.file]
+        for space, sites in list(self._sites.items()):
+            for address in [address for address, known in sites.items() if known is place]:
+                self._leave(space, address)
+
+    def _find_regions(self, file: FileId, only: Place | None = None) -> None:
+        for region in self._programs.regions(file):
+            for place in [only] if only is not None else self._files[file].values():
+                self._enter(region, place)
+
+    def _enter(self, region: Region, place: Place) -> None:
+        address = region.address(place.offset)
+        if address is None:
+            return
+        sites = self._sites.setdefault(region.space, {})
+        if address in sites:
+            self._leave(region.space, address)  # another file was there, whose end nobody told
+            sites = self._sites.setdefault(region.space, {})
+        sites[address] = place
+        self._use(address)
+
+    def _leave(self, space: int, address: int) -> None:
+        sites = self._sites[space]
+        del sites[address]
+        if not sites:
+            del self._sites[space]
+        self._unuse(address)
+
+    def _end(self, space: int) -> None:
+        for address in list(self._sites.get(space, ())):
+            self._leave(space, address)
+
+    def _use(self, address: int, fresh: bool = True) -> None:
+        """One more space in which the address is a break. `fresh`: nothing there can have run in it."""
+        self._users[address] += 1
+        if self._users[address] == 1:
+            self._machine.breaks.arm(address, fresh=fresh)
+        elif not fresh:
+            self._machine.breaks.refresh(address)
+
+    def _unuse(self, address: int) -> None:
+        self._users[address] -= 1
+        if not self._users[address]:
+            del self._users[address]
+            self._machine.breaks.disarm(address)
+
+    def _tell(self, event: Event) -> None:
+        """From `Programs`, as it happens."""
+        match event:
+            case Mapped(region):
+                self._mapped(region)
+            case Unmapped(space, start, end):
+                for address in [at for at in self._sites.get(space, ()) if start <= at < end]:
+                    self._leave(space, address)
+                self._returns.unmapped(space, start, end)
+            case Forked(parent, child):
+                self._end(child)
+                for address, place in self._sites.get(parent, {}).items():
+                    self._sites.setdefault(child, {})[address] = place
+                    self._use(address)
+                self._returns.forked(parent, child)
+            case Ended(space):
+                self._end(space)
+                self._returns.ended(space)
+            case Exited(thread):
+                self._returns.exited(thread)
+            case _:
+                assert_never(event)
+
+    def _mapped(self, region: Region) -> None:
+        for probe in self._probes:
+            if not probe.places or (region.file not in self._files and probe.path.rpartition("/")[2] == region.name):
+                file = self._programs.open(probe.path)
+                if file is not None:
+                    self._attach(probe, file)
+        for place in self._files.get(region.file, {}).values():
+            self._enter(region, place)
+
+    # --------------------------------------------------------------------------------------------- the BreakClient
+
+    def stands(self, vaddr: int) -> bool:
+        space = self._programs.space(self._machine.cpu)
+        place = self._sites.get(space, {}).get(vaddr)
+        return (place is not None and bool(place.active)) or self._returns.stands(space, vaddr)
+
+    def on_code_break(self, cpu: Cpu, vaddr: int) -> Stop | None:
+        space = self._programs.space(cpu)
+        regs = Regs(self._machine, self._arch.user_convention(cpu.bits), cpu, vaddr)
+        self._returns.arrive(space, vaddr, regs)
+        place = self._sites.get(space, {}).get(vaddr)
+        if place is None or (self._repeats(cpu, place, vaddr) and regs.ip == vaddr):
+            cpu.pc = regs.ip
+            return None
+        for probe in place.active:
+            if not probe.registered or (probe.filter is not None and not probe.filter(probe, regs)):
+                continue  # a handler before it has unregistered it
+            probe.hits += 1
+            if probe.handler is not None:
+                probe.handler(probe, regs)
+            if probe.ret_handler is not None and probe.registered:
+                self._returns.enter(probe, place.offset, space, regs)
+        cpu.pc = regs.ip & regs.convention.mask
+        return None
+
+    def _repeats(self, cpu: Cpu, place: Place, vaddr: int) -> bool:
+        """This is a further iteration of a string instruction, whose first was the hit."""
+        if place.repeats is None:
+            try:
+                insn = decode(self._machine.memory.read(vaddr, MAX_INSN_SIZE), vaddr, cpu.bits)
+                place.repeats = insn.map == 0 and bool(_REP.intersection(insn.prefixes))
+            except (MemoryFault, InvalidInstruction):
+                place.repeats = False
+        return place.repeats and self._arch.is_repeat(cpu, self._arch.arch_prepare(vaddr, None))

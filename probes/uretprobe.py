@@ -1,0 +1,344 @@
+"""Returns of functions in programs, followed from outside: the stack is never touched, and depth has no limit.
+
+Rules: runs in the engine's thread; a part of `uprobe`, which owns the breaks. A call is bound to the thread that made
+it. Its return is met at its return address: an arrival with the stack pointer that the call left there. Programs may
+leave a function otherwise, and each way is an end of its own:
+
+- *tail call*: another probed function is entered with the same return address at the same place of the stack; the
+  return is that of both.
+- *moved*: the return address was popped, but not from where it was pushed, or not by the thread that entered: a
+  program that copies its stack, or hands it to another thread.
+- *longjmp*, *exception*: what went through longjmp() or the unwinder since, and was then found to have left frames.
+  *skipped*: left by a jump of another kind.
+- *died* with its thread, *exec*: with its address space; or still *live*.
+
+A frame that seems to have been left may belong to a coroutine whose stack lies beside: until its thread ends it only
+counts as left, and its return is a return after all.
+
+Every entry is accounted for: entries + forked (calls that a fork has doubled) = the sum of all ends + live + missed.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from emu.iface import Machine, MemoryFault
+from probes.programs import Programs
+from probes.regs import Regs
+
+MAX_IDLE: Final = 64
+"""Return addresses that stay breaks while nobody is expected: what makes them costs more than what passes them."""
+MAX_POPPED: Final = 256
+"""Bytes of arguments that a `ret imm16` takes along; compilers' are the arguments of one call."""
+
+
+class End(enum.Enum):
+    """How a followed call came to its end."""
+
+    RETURNED = "returned"
+    TAIL = "tail-called"
+    MOVED = "moved"
+    LONGJMP = "longjmp"
+    EXCEPTION = "exception"
+    SKIPPED = "skipped"
+    DIED = "died"
+    EXEC = "exec"
+    UNREGISTERED = "unregistered"
+    RESTORED = "restored"
+
+
+RETURNS: Final = frozenset((End.RETURNED, End.TAIL, End.MOVED))
+"""Those at which the handler runs."""
+
+
+class Ends:
+    """What became of the entries of one probe."""
+
+    def __init__(self) -> None:
+        self.entries = 0
+        self.forked = 0
+        self.missed = 0  # no stack to return by
+        self.live = 0
+        self.by = dict.fromkeys(End, 0)
+
+    @property
+    def returned(self) -> int:
+        """Returns, whichever way: how often the handler has run."""
+        return sum(self.by[end] for end in RETURNS)
+
+    def __str__(self) -> str:
+        """One line in which every entry has its place; what is 0 and rare is left out."""
+        left = f"{self.entries} entries" + (f" + {self.forked} forked" if self.forked else "")
+        parts = [f"{self.by[End.RETURNED]} returned", f"{self.live} live", f"{self.missed} missed"]
+        parts += [f"{count} {end.value}" for end, count in self.by.items() if count and end is not End.RETURNED]
+        return f"{left} = {' + '.join(parts)}"
+
+
+class Followed(Protocol):
+    """What is needed of a uprobe."""
+
+    ends: Ends
+    registered: bool
+    disabled: bool
+
+    @property
+    def ret_handler(self) -> Callable[[UserReturn, Regs], object] | None: ...
+
+
+@dataclass(slots=True, eq=False)
+class UserReturn:
+    """One call that is followed: what `ret_handler` gets.
+
+    `function` is the address it was entered at, `ret_addr` where it returns to, `slot` where on the stack that stands.
+    """
+
+    probe: Followed
+    offset: int  # of the probed place in its file
+    thread: int
+    space: int
+    function: int
+    ret_addr: int
+    slot: int
+    at: int  # instruction count of the entry
+    word: int
+    end: End | None = None
+    left: End | None = None  # how it seems to have been left
+
+
+class UserReturns:
+    """All calls that are followed. `use` and `unuse` count who wants a break at an address."""
+
+    def __init__(
+        self, machine: Machine, programs: Programs, use: Callable[[int, bool], None], unuse: Callable[[int], None]
+    ) -> None:
+        self._machine = machine
+        self._programs = programs
+        self._use = use
+        self._unuse = unuse
+        self._live: dict[int, list[UserReturn]] = {}  # by thread, oldest first
+        self._orphans: dict[int, list[UserReturn]] = {}  # by address space: of a forked thread that has not run yet
+        self._sites: dict[int, Counter[int]] = {}  # address space -> return address -> calls that expect it
+        self._idle: OrderedDict[tuple[int, int], None] = OrderedDict()  # of them those nobody expects, oldest first
+        self._causes: dict[int, tuple[End, int]] = {}  # thread -> what it last left frames by, and when
+
+    # --------------------------------------------------------------------------------------------- entries and returns
+
+    def stands(self, space: int, vaddr: int) -> bool:
+        return vaddr in self._sites.get(space, ())
+
+    def enter(self, probe: Followed, offset: int, space: int, regs: Regs) -> None:
+        """The first instruction of a function is about to run."""
+        probe.ends.entries += 1
+        thread = self._programs.thread(regs.cpu)
+        word = 8 if regs.cpu.bits == 64 else 4
+        slot = regs.sp
+        try:
+            ret_addr = int.from_bytes(self._machine.memory.read(slot, word), "little")
+        except MemoryFault:
+            probe.ends.missed += 1
+            return
+        now = self._machine.clock.instructions
+        self._adopt(space, thread)
+        self._look_back(thread, space, slot, ret_addr, now)
+        call = UserReturn(probe, offset, thread, space, regs.ip, ret_addr, slot, now, word)
+        self._live.setdefault(thread, []).append(call)
+        self._watch(call)
+
+    def arrive(self, space: int, vaddr: int, regs: Regs) -> None:
+        """The instruction at `vaddr` is about to run: by a return of a call that is followed, or otherwise."""
+        if not self.stands(space, vaddr):
+            return
+        thread = self._programs.thread(regs.cpu)
+        self._adopt(space, thread)
+        chain = self._returning(thread, space, vaddr, regs)
+        if not chain:
+            return
+        for call in reversed(chain):
+            self._end(call, self._how(call, thread, regs))
+        self._leave_deeper(thread, space, chain[0].slot, chain[0].at)
+        for call in reversed(chain):  # the newest first, as the kernel has it
+            if call.probe.ret_handler is not None and call.probe.registered and not call.probe.disabled:
+                call.probe.ret_handler(call, regs)
+
+    def cause(self, thread: int, end: End) -> None:
+        """The thread is in longjmp() or the unwinder."""
+        self._causes[thread] = end, self._machine.clock.instructions
+
+    def _returning(self, thread: int, space: int, vaddr: int, regs: Regs) -> list[UserReturn]:
+        """The calls that end here, oldest first: all of one stack word."""
+        mine = [call for call in self._live.get(thread, ()) if call.space == space and call.ret_addr == vaddr]
+        sp = regs.sp
+        exact = [call for call in mine if call.slot + call.word == sp]
+        if exact:
+            return exact
+        popped = [call for call in mine if 0 < sp - call.slot - call.word <= MAX_POPPED and self._stood(call, regs)]
+        if popped:
+            return [call for call in popped if call.slot == popped[-1].slot]
+        others = [
+            call
+            for thread_, calls in self._live.items()
+            for call in calls
+            if thread_ != thread and call.space == space and call.ret_addr == vaddr and call.slot + call.word == sp
+        ]
+        if others:
+            return [call for call in others if call.thread == others[-1].thread]
+        if mine and self._just_popped(mine[-1], sp):
+            return [call for call in mine if call.slot == mine[-1].slot]
+        return []
+
+    def _stood(self, call: UserReturn, regs: Regs) -> bool:
+        """The return address is where the call left it, above a stack pointer that a `ret imm16` has moved."""
+        return self._word(call.slot, call.word) == call.ret_addr
+
+    def _just_popped(self, call: UserReturn, sp: int) -> bool:
+        """The word below the stack pointer is the return address: it was a `ret` that led here."""
+        return self._word(sp - call.word, call.word) == call.ret_addr
+
+    def _word(self, address: int, size: int) -> int | None:
+        try:
+            return int.from_bytes(self._machine.memory.read(address, size), "little")
+        except MemoryFault:
+            return None
+
+    def _how(self, call: UserReturn, thread: int, regs: Regs) -> End:
+        popped = regs.sp - call.slot - call.word
+        if call.thread != thread or not 0 <= popped <= MAX_POPPED:
+            return End.MOVED
+        return End.TAIL if call.left is End.TAIL else End.RETURNED
+
+    def _look_back(self, thread: int, space: int, slot: int, ret_addr: int, now: int) -> None:
+        """A call has come in at `slot`: what stood there, or below, has been left."""
+        cause = self._causes.get(thread)
+        for old in reversed(self._live.get(thread, ())):
+            if old.space != space:
+                self._end(old, End.EXEC)
+            elif old.slot == slot and old.at != now and old.left is None:
+                jumped = cause is not None and cause[1] > old.at
+                old.left = End.TAIL if old.ret_addr == ret_addr and not jumped else self._by(old)
+                if old.ret_addr != ret_addr:
+                    self._end(old, old.left)  # its return address is written over
+        self._leave_deeper(thread, space, slot, now)
+
+    def _leave_deeper(self, thread: int, space: int, slot: int, before: int) -> None:
+        """The thread runs at `slot`, so what it has entered below it on this stack is over, but for coroutines."""
+        mine = self._live.get(thread, ())
+        if not any(call.slot < slot and call.left in (None, End.TAIL) for call in mine):
+            return
+        stack = self._programs.stack(space, slot)
+        for call in list(mine):
+            if call.slot >= slot or call.space != space or self._programs.stack(space, call.slot) != stack:
+                continue
+            if call.left is None or call.left is End.TAIL:
+                call.left = self._by(call)
+            if self._word(call.slot, call.word) != call.ret_addr:
+                self._end(call, call.left)
+
+    def _by(self, call: UserReturn) -> End:
+        cause = self._causes.get(call.thread)
+        return cause[0] if cause is not None and cause[1] > call.at else End.SKIPPED
+
+    # ------------------------------------------------------------------------------------------- what happens to others
+
+    def forked(self, parent: int, child: int) -> None:
+        """The current thread's calls in `parent` will return in `child` too."""
+        self.ended(child)
+        thread = self._programs.thread(self._machine.cpu)
+        for call in self._live.get(thread, ()):
+            if call.space == parent:
+                copy = UserReturn(
+                    call.probe,
+                    call.offset,
+                    -1,
+                    child,
+                    call.function,
+                    call.ret_addr,
+                    call.slot,
+                    call.at,
+                    call.word,
+                    left=call.left,
+                )
+                call.probe.ends.forked += 1
+                self._orphans.setdefault(child, []).append(copy)
+                self._watch(copy)
+
+    def ended(self, space: int) -> None:
+        """Nobody runs in the space any more."""
+        for call in [call for calls in self._lists() for call in calls if call.space == space]:
+            self._end(call, call.left or End.EXEC)
+        self._drop_idle(space)
+
+    def unmapped(self, space: int, start: int, end: int) -> None:
+        """Stacks and code of threads go with them; what returns into nothing never does."""
+        for call in [call for calls in self._lists() for call in calls if call.space == space]:
+            if start <= call.ret_addr < end:
+                self._end(call, call.left or End.SKIPPED)
+        self._drop_idle(space, start, end)
+
+    def exited(self, thread: int) -> None:
+        for call in list(self._live.get(thread, ())):
+            self._end(call, End.DIED if call.left in (None, End.TAIL) else call.left)
+        self._causes.pop(thread, None)
+
+    def unregister(self, probe: Followed) -> None:
+        for call in [call for calls in self._lists() for call in calls if call.probe is probe]:
+            self._end(call, End.UNREGISTERED)
+
+    def forget(self) -> None:
+        """The last probe has gone."""
+        self._drop_idle()
+        self._causes.clear()
+
+    def restored(self) -> None:
+        for call in [call for calls in self._lists() for call in calls]:
+            self._end(call, End.RESTORED)
+        self.forget()
+
+    def _lists(self) -> list[list[UserReturn]]:
+        return [*self._live.values(), *self._orphans.values()]
+
+    def _adopt(self, space: int, thread: int) -> None:
+        """The first thread seen in a forked space is the one that was forked."""
+        for call in self._orphans.pop(space, ()):
+            call.thread = thread
+            self._live.setdefault(thread, []).append(call)
+
+    def _watch(self, call: UserReturn) -> None:
+        call.probe.ends.live += 1
+        sites = self._sites.setdefault(call.space, Counter())
+        known = call.ret_addr in sites
+        sites[call.ret_addr] += 1
+        self._idle.pop((call.space, call.ret_addr), None)
+        if not known:
+            self._use(call.ret_addr, False)  # the caller may have run through it often
+
+    def _end(self, call: UserReturn, end: End) -> None:
+        call.end = end
+        lists, key = (self._orphans, call.space) if call.thread == -1 else (self._live, call.thread)
+        lists[key].remove(call)
+        if not lists[key]:
+            del lists[key]
+        call.probe.ends.live -= 1
+        call.probe.ends.by[end] += 1
+        sites = self._sites[call.space]
+        sites[call.ret_addr] -= 1
+        if not sites[call.ret_addr]:
+            self._idle[call.space, call.ret_addr] = None
+            if len(self._idle) > MAX_IDLE:
+                self._drop_site(*next(iter(self._idle)))
+
+    def _drop_site(self, space: int, address: int) -> None:
+        del self._idle[space, address]
+        sites = self._sites[space]
+        del sites[address]
+        if not sites:
+            del self._sites[space]
+        self._unuse(address)
+
+    def _drop_idle(self, space: int | None = None, start: int = 0, end: int = 1 << 64) -> None:
+        for at, address in list(self._idle):
+            if space in (None, at) and start <= address < end:
+                self._drop_site(at, address)
