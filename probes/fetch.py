@@ -41,10 +41,16 @@ _TASK_SIZE_64 = 1 << 47
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Who runs: `comm` as the guest has it, `pid` its thread's number."""
+    """Who runs: `comm` as the guest has it, `pid` its thread's number.
+
+    `flags` are those of ftrace's enum trace_flag_type that the guest's memory tells; of `preempt_count` the low four
+    bits say how often preemption, the high four how often migration is disabled.
+    """
 
     comm: str
     pid: int
+    flags: int = 0
+    preempt_count: int = 0
 
 
 class TaskInfo(Protocol):

@@ -105,14 +105,13 @@ class Manager:
         self._uprobes: Uprobes | None = None
         self._machine = machine
         self._convention = arch.convention
-        known = find_tasks(machine)
+        kernel = kernel_types(machine)
+        current = kernel if isinstance(kernel, str) else current_tasks(machine.memory, kernel)
+        linux = None if isinstance(current, str) else current
+        known = find_tasks(machine, linux)
         guest: Guest | None = getattr(machine, "guest", None)
         self._linux: Linux | None = None
-        if tasks is None:
-            kernel = kernel_types(machine)
-            found = kernel if isinstance(kernel, str) else current_tasks(machine.memory, kernel)
-            tasks = None if isinstance(found, str) else found
-        self._context = FetchContext(machine, arch.convention, tasks or known)
+        self._context = FetchContext(machine, arch.convention, tasks or linux or known)
         self._scope = GuestScope(machine, arch.convention, guest.btf if guest is not None else bytes)
         now = settled if settled is not None else guest is None or guest.settled
         self._kprobes = Kprobes(machine, arch, arm, now, linux_limits=linux_limits)

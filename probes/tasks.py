@@ -7,11 +7,12 @@ Names and process ids for people are `fetch.TaskInfo`'s affair.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from emu.iface import Cpu, Machine, MemoryFault, Symbol
 from probes.fetch import Task, UnknownTask
+from probes.linux.tasks import LinuxTasks
 
 # THREAD_SIZE: arch/x86/include/asm/page_64_types.h and page_32_types.h, 2.6.12 to 6.12 without KASAN.
 _STACK_64: Final = 16 << 10
@@ -66,6 +67,16 @@ class CurrentPerCpu(Tasks):
 
 
 @dataclass(frozen=True, slots=True)
+class CurrentLinux(Tasks):
+    """A Linux whose types are known: `current` as its own per-cpu variable has it, in any mode and on any stack."""
+
+    reader: LinuxTasks = field(kw_only=True)
+
+    def identify(self, cpu: Cpu, stack_address: int) -> int:
+        return self.reader.address()
+
+
+@dataclass(frozen=True, slots=True)
 class CurrentSymbol(Tasks):
     """A kernel that keeps a pointer to the task that runs at `variable`, as the embedded guest does.
 
@@ -96,10 +107,10 @@ _LINUX_EXITS: Final = ("do_task_dead", "do_exit")  # the first since 4.8; preemp
 _LINUX_SWITCHES: Final = ("__switch_to",)
 
 
-def find_tasks(machine: Machine) -> Tasks:
-    """What this guest's symbols say about its tasks."""
+def find_tasks(machine: Machine, linux: LinuxTasks | None = None) -> Tasks:
+    """What this guest's symbols say about its tasks; `linux` is what its types say."""
     if _symbol(machine, "release_task") is not None and _symbol(machine, "__switch_to") is not None:
-        return _linux_tasks(machine)
+        return _linux_tasks(machine, linux)
     current = _symbol(machine, "current")
     if current is None:
         return Tasks(machine)
@@ -115,13 +126,15 @@ def find_tasks(machine: Machine) -> Tasks:
     )
 
 
-def _linux_tasks(machine: Machine) -> Tasks:
-    # current_task was a per-cpu variable of its own until 6.1, is the first of pcpu_hot's members since 6.2 (and again
-    # a variable since 6.15). i386's kallsyms have neither: its stacks tell tasks apart, those of interrupts included.
+def _linux_tasks(machine: Machine, linux: LinuxTasks | None) -> Tasks:
+    # Without types: current_task was a per-cpu variable of its own until 6.1, is the first of pcpu_hot's members since
+    # 6.2 (and again a variable since 6.15). i386's kallsyms have neither: its stacks tell tasks apart, those of
+    # interrupts included.
     variable = _symbol(machine, "current_task") or _symbol(machine, "pcpu_hot")
+    size = _STACK_64 if _symbol(machine, "entry_SYSCALL_64") is not None else _STACK_32
+    if linux is not None:
+        return CurrentLinux(machine, size, _LINUX_EXITS, _LINUX_SWITCHES, is_linux=True, preemptible=True, reader=linux)
     if variable is None or variable.address >= _KERNEL_HALF:
-        wide = _symbol(machine, "entry_SYSCALL_64") is not None
-        size = _STACK_64 if wide else _STACK_32
         return Tasks(machine, size, _LINUX_EXITS, _LINUX_SWITCHES, is_linux=True, preemptible=True)
     return CurrentPerCpu(
         machine, _STACK_64, _LINUX_EXITS, _LINUX_SWITCHES, is_linux=True, preemptible=True, offset=variable.address

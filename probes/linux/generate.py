@@ -19,7 +19,7 @@ STRUCTURES: Final = {
     # tasks
     "task_struct": "thread_info __state state exit_state flags stack pid tgid comm mm active_mm fs files tasks "
     "thread_pid pid_links parent real_parent group_leader signal thread_node thread cred exit_code utime stime on_cpu "
-    "sched_class prio static_prio",
+    "sched_class prio static_prio migration_disabled",
     "thread_info": "flags status cpu",
     "thread_struct": "sp",
     "signal_struct": "thread_head nr_threads",

@@ -5,8 +5,13 @@ from __future__ import annotations
 import pytest
 
 from emu import GuestMachine
+from probes import Kprobe, Regs
+from probes.fetch import Task
 from probes.linux import NotAvailable
+from probes.linux.kernel import kernel_types
+from probes.linux.tasks import HARDIRQ, NEED_RESCHED, SOFTIRQ, current_tasks
 from probes.manager import Manager
+from probes.tasks import find_tasks
 from tests.support.kernels import BOOT_BUDGET, PROMPT, run_shell, run_until, switched_on
 
 
@@ -39,3 +44,46 @@ def test_a_manager_made_before_the_boot_learns_when_the_kernel_has_settled() -> 
     assert probes.settled
     assert any("int3" in line for line in probes.info("open"))
     assert probes.status()[0].hits > 0
+
+
+def test_hits_tell_the_context_they_happen_in(linux: GuestMachine) -> None:
+    """In a timer's interrupt, in a softirq, with preemption off, asked to give the processor away, in a system call."""
+    kernel = kernel_types(linux)
+    assert not isinstance(kernel, str)
+    tasks = current_tasks(linux.memory, kernel)
+    assert not isinstance(tasks, str)
+    seen: dict[str, list[Task]] = {}
+
+    def note(kp: Kprobe, regs: Regs) -> None:
+        seen.setdefault(str(kp.symbol), []).append(tasks.current(regs.cpu))
+
+    probes = Manager(linux)
+    for symbol in ("update_process_times", "rcu_core_si", "do_sys_openat2", "pick_next_task_fair", "schedule"):
+        probes.register(Kprobe(symbol=symbol, pre_handler=note))
+    run_shell(linux, "md5sum /bin/busybox; sleep 0.1; cat /proc/version")
+    assert all((task.flags, task.preempt_count) == (0, 0) for task in seen["do_sys_openat2"])
+    assert all(task.flags & HARDIRQ for task in seen["update_process_times"])
+    assert all(task.flags & (HARDIRQ | SOFTIRQ) == SOFTIRQ for task in seen["rcu_core_si"])
+    assert all(task.preempt_count & 15 for task in seen["pick_next_task_fair"])
+    asked = {bool(task.flags & NEED_RESCHED) for task in seen["schedule"]}
+    assert asked == {True, False}  # because a time slice is over, and because there is nothing to do
+
+
+def test_return_probes_know_tasks_by_the_kernels_own_pointer(linux: GuestMachine) -> None:
+    """Not by the stack: what an interrupt does on a stack of its own is still the interrupted task's."""
+    probes = Manager(linux)
+    reader = current_tasks(linux.memory, probes.linux.kernel)
+    assert not isinstance(reader, str)
+    tasks = find_tasks(linux, reader)
+    numbers: dict[int, set[int]] = {}
+
+    def note(kp: Kprobe, regs: Regs) -> None:
+        number = tasks.identify(regs.cpu, regs.sp)
+        assert number == probes.linux.current().value_()
+        numbers.setdefault(reader.current(regs.cpu).pid, set()).add(number)
+
+    for symbol in ("update_process_times", "do_sys_openat2"):
+        probes.register(Kprobe(symbol=symbol, pre_handler=note))
+    run_shell(linux, "md5sum /bin/busybox")
+    assert len(numbers) > 1
+    assert all(len(found) == 1 for found in numbers.values())
