@@ -12,7 +12,7 @@ from typing import Final
 from emu.iface import Cpu, Machine, MemoryFault
 from emu.images.embedded import layout
 from probes.core import Kprobe, Kprobes
-from probes.programs import Event, Exited, FileId, ProgramFile, Region
+from probes.programs import Event, Exited, FileId, Mapped, ProgramFile, Region
 
 _SPACE: Final = 0  # there is one
 _PAGE: Final = 4096
@@ -83,10 +83,7 @@ class EmbeddedPrograms:
     def open(self, path: str) -> ProgramFile | None:
         return next((file for file in self.files() if file.path == path), None)
 
-    def content(self, region: Region) -> ProgramFile | None:
-        return next((file for file in self.files() if file.id == region.file), None)
-
-    def regions(self, file: FileId) -> Iterator[Region]:
+    def mapped(self) -> Iterator[Mapped]:
         (table,) = self.machine.symbols.lookup("user_vmas")
         for index in range(_MAX_REGIONS):
             at = table.address + index * len(layout.STRUCTURES["VMA"]) * self.bits // 8
@@ -96,10 +93,9 @@ class EmbeddedPrograms:
             opened = self.field(at, "VMA", "file")
             if not opened:
                 continue
-            mapped = EmbeddedFile(self, self.field(opened, "FILE", "f_inode"))
-            if mapped.id == file:
-                end = start + self.field(at, "VMA", "size")
-                yield Region(_SPACE, start, end, 0, file, mapped.path.rpartition("/")[2])
+            file = EmbeddedFile(self, self.field(opened, "FILE", "f_inode"))
+            end = start + self.field(at, "VMA", "size")
+            yield Mapped(Region(_SPACE, start, end, 0, file.id, file.path.rpartition("/")[2]), file)
 
     def space(self, cpu: Cpu) -> int:
         return _SPACE
@@ -110,6 +106,9 @@ class EmbeddedPrograms:
 
     def stack(self, space: int, address: int) -> int:
         return 0  # the ring-3 task has one
+
+    def user_stack(self) -> int | None:
+        return None
 
     def watch(self, tell: Callable[[Event], None]) -> Callable[[], None]:
         """The mappings never change."""

@@ -42,11 +42,28 @@ class Region:
         return at if self.start <= at < self.end else None
 
 
+class ProgramFile(Protocol):
+    """A file that the guest knows by name at this moment."""
+
+    @property
+    def id(self) -> FileId: ...
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        ...
+
+    def read(self, offset: int, size: int) -> bytes:
+        """From the page cache; less than `size` at the file's end. MemoryFault where a page is not in it."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Mapped:
-    """A mapping is complete; nothing in it has run."""
+    """A mapping of `content` is complete; nothing in it has run."""
 
     region: Region
+    content: ProgramFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,22 +100,6 @@ class Exited:
 Event: TypeAlias = Mapped | Unmapped | Forked | Ended | Exited
 
 
-class ProgramFile(Protocol):
-    """A file that the guest knows by name at this moment."""
-
-    @property
-    def id(self) -> FileId: ...
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        ...
-
-    def read(self, offset: int, size: int) -> bytes:
-        """From the page cache; less than `size` at the file's end. MemoryFault where a page is not in it."""
-        ...
-
-
 class Programs(Protocol):
     """What uprobes ask of the guest's operating system."""
 
@@ -106,11 +107,7 @@ class Programs(Protocol):
         """The file of that absolute path, links followed; None where the guest's kernel has no such name now."""
         ...
 
-    def content(self, region: Region) -> ProgramFile | None:
-        """The file that a region just mapped is of."""
-        ...
-
-    def regions(self, file: FileId) -> Iterable[Region]:
+    def mapped(self) -> Iterable[Mapped]:
         """Every mapping of a file there is now."""
         ...
 
@@ -124,6 +121,10 @@ class Programs(Protocol):
 
     def stack(self, space: int, address: int) -> int:
         """A number for the mapping that `address` lies in: two stacks in one mapping cannot be told apart."""
+        ...
+
+    def user_stack(self) -> int | None:
+        """The stack pointer with which the current thread has entered the kernel, where that is known."""
         ...
 
     def watch(self, tell: Callable[[Event], None]) -> Callable[[], None]:

@@ -24,7 +24,7 @@ from probes.errors import ProbeError
 from probes.programs import Ended, Event, Exited, FileId, Forked, Mapped, ProgramFile, Programs, Region, Unmapped
 from probes.programsymbols import functions
 from probes.regs import Regs
-from probes.uretprobe import Ends, UserReturn, UserReturns
+from probes.uretprobe import LEAVING, End, Ends, UserReturn, UserReturns
 
 Handler: TypeAlias = Callable[["Uprobe", Regs], object]
 RetHandler: TypeAlias = Callable[[UserReturn, Regs], object]
@@ -87,11 +87,16 @@ class Place:
     file: FileId
     offset: int
     probes: list[Uprobe] = field(default_factory=list)
+    leaves: End | None = None  # a function by which programs leave others, for return probes to know
     repeats: bool | None = None  # a string instruction under rep; None until it was looked at
 
     @property
     def active(self) -> list[Uprobe]:
         return [probe for probe in self.probes if not probe.disabled]
+
+    @property
+    def armed(self) -> bool:
+        return self.leaves is not None or any(not probe.disabled for probe in self.probes)
 
 
 class Uprobes:
@@ -106,6 +111,7 @@ class Uprobes:
         self._sites: dict[int, dict[int, Place]] = {}  # address space -> address -> what is there
         self._users: Counter[int] = Counter()  # address -> in how many spaces it is a site or a watched return
         self._symbols: dict[FileId, dict[str, int]] = {}
+        self._following = False  # some probe wants returns
         self._unwatch: Callable[[], None] | None = None
         self._returns = UserReturns(machine, programs, self._use, self._unuse)
 
@@ -133,6 +139,10 @@ class Uprobes:
         self._probes.append(probe)
         if file is not None:
             self._attach(probe, file)
+        if probe.ret_handler is not None and not self._following:
+            self._following = True
+            for mapped in self._programs.mapped():
+                self._find_leaving(mapped)
 
     def unregister(self, probe: Uprobe) -> None:
         """Calls under way return as ever; their handler does not run. Allowed inside a handler."""
@@ -143,9 +153,11 @@ class Uprobes:
         self._returns.unregister(probe)
         for place in probe.places:
             place.probes.remove(probe)
-            if not place.probes:
+            if not place.probes and place.leaves is None:
                 self._drop(place)
         probe.places.clear()
+        if self._following and not any(known.ret_handler is not None for known in self._probes):
+            self._forget_leaving()
         if not self._probes:
             self._stop()
 
@@ -173,8 +185,8 @@ class Uprobes:
         self._returns.restored()
         for space in list(self._sites):
             self._end(space)
-        for file in list(self._files):
-            self._find_regions(file)
+        for mapped in self._programs.mapped():
+            self._mapped(mapped)
         self._machine.breaks.refresh()
 
     def _switch(self, probe: Uprobe, disabled: bool) -> None:
@@ -218,16 +230,38 @@ class Uprobes:
         offset = self._offset(probe, file)
         if offset is None or any(place.file == file.id for place in probe.places):
             return
-        places = self._files.setdefault(file.id, {})
-        place = places.get(offset)
-        if place is None:
-            place = places[offset] = Place(file.id, offset)
-            place.probes.append(probe)
-            self._find_regions(file.id, place)
-        else:
-            place.probes.insert(0, probe)
+        place = self._place(file.id, offset)
+        place.probes.insert(0, probe)
         probe.places.append(place)
         self._machine.breaks.refresh()  # the page may have run in processes that are gone, at addresses that come again
+
+    def _place(self, file: FileId, offset: int) -> Place:
+        """The one there, or a new one in every mapping there is."""
+        places = self._files.setdefault(file, {})
+        if offset not in places:
+            places[offset] = Place(file, offset)
+            for mapped in self._programs.mapped():
+                if mapped.region.file == file:
+                    self._enter(mapped.region, places[offset])
+        return places[offset]
+
+    def _find_leaving(self, mapped: Mapped) -> None:
+        """Watch the functions of a file by which frames are left without a return."""
+        file = mapped.content
+        if file.id in self._symbols:
+            return
+        names = self._names(file)
+        for name, end in LEAVING.items():
+            if name in names:
+                self._place(file.id, names[name]).leaves = end
+
+    def _forget_leaving(self) -> None:
+        self._following = False
+        for place in [place for places in self._files.values() for place in places.values() if place.leaves]:
+            place.leaves = None
+            if not place.probes:
+                self._drop(place)
+        self._symbols.clear()
 
     def _drop(self, place: Place) -> None:
         places = self._files[place.file]
@@ -237,11 +271,6 @@ class Uprobes:
         for space, sites in list(self._sites.items()):
             for address in [address for address, known in sites.items() if known is place]:
                 self._leave(space, address)
-
-    def _find_regions(self, file: FileId, only: Place | None = None) -> None:
-        for region in self._programs.regions(file):
-            for place in [only] if only is not None else self._files[file].values():
-                self._enter(region, place)
 
     def _enter(self, region: Region, place: Place) -> None:
         address = region.address(place.offset)
@@ -282,8 +311,8 @@ class Uprobes:
     def _tell(self, event: Event) -> None:
         """From `Programs`, as it happens."""
         match event:
-            case Mapped(region):
-                self._mapped(region)
+            case Mapped():
+                self._mapped(event)
             case Unmapped(space, start, end):
                 for address in [at for at in self._sites.get(space, ()) if start <= at < end]:
                     self._leave(space, address)
@@ -302,12 +331,14 @@ class Uprobes:
             case _:
                 assert_never(event)
 
-    def _mapped(self, region: Region) -> None:
+    def _mapped(self, mapped: Mapped) -> None:
+        region = mapped.region
         for probe in self._probes:
-            if not probe.places or (region.file not in self._files and probe.path.rpartition("/")[2] == region.name):
-                file = self._programs.open(probe.path)
-                if file is not None:
-                    self._attach(probe, file)
+            taken = region.file not in self._files and probe.path.rpartition("/")[2] == region.name
+            if (taken or not probe.places) and (file := self._programs.open(probe.path)) is not None:
+                self._attach(probe, file)
+        if self._following:
+            self._find_leaving(mapped)
         for place in self._files.get(region.file, {}).values():
             self._enter(region, place)
 
@@ -316,7 +347,7 @@ class Uprobes:
     def stands(self, vaddr: int) -> bool:
         space = self._programs.space(self._machine.cpu)
         place = self._sites.get(space, {}).get(vaddr)
-        return (place is not None and bool(place.active)) or self._returns.stands(space, vaddr)
+        return (place is not None and place.armed) or self._returns.stands(space, vaddr)
 
     def on_code_break(self, cpu: Cpu, vaddr: int) -> Stop | None:
         space = self._programs.space(cpu)
@@ -324,8 +355,10 @@ class Uprobes:
         self._returns.arrive(space, vaddr, regs)
         place = self._sites.get(space, {}).get(vaddr)
         if place is None or (self._repeats(cpu, place, vaddr) and regs.ip == vaddr):
-            cpu.pc = regs.ip
+            cpu.pc = regs.ip & regs.convention.mask
             return None
+        if place.leaves is not None:
+            self._returns.cause(self._programs.thread(cpu), place.leaves)
         for probe in place.active:
             if not probe.registered or (probe.filter is not None and not probe.filter(probe, regs)):
                 continue  # a handler before it has unregistered it

@@ -32,6 +32,8 @@ from probes.regs import Regs
 
 MAX_IDLE: Final = 64
 """Return addresses that stay breaks while nobody is expected: what makes them costs more than what passes them."""
+_CALL: Final = 0xE8  # call rel32
+_CALL_SIZE: Final = 5
 MAX_POPPED: Final = 256
 """Bytes of arguments that a `ret imm16` takes along; compilers' are the arguments of one call."""
 
@@ -53,6 +55,13 @@ class End(enum.Enum):
 
 RETURNS: Final = frozenset((End.RETURNED, End.TAIL, End.MOVED))
 """Those at which the handler runs."""
+
+
+LEAVING: Final = {
+    **dict.fromkeys(("longjmp", "_longjmp", "siglongjmp", "__longjmp_chk", "__libc_longjmp"), End.LONGJMP),
+    **dict.fromkeys(("_Unwind_RaiseException", "_Unwind_Resume", "_Unwind_Resume_or_Rethrow"), End.EXCEPTION),
+}
+"""Functions of the C library and the unwinder (Itanium C++ ABI, 1.2) by which frames are left."""
 
 
 class Ends:
@@ -143,8 +152,8 @@ class UserReturns:
             return
         now = self._machine.clock.instructions
         self._adopt(space, thread)
-        self._look_back(thread, space, slot, ret_addr, now)
         call = UserReturn(probe, offset, thread, space, regs.ip, ret_addr, slot, now, word)
+        self._look_back(call)
         self._live.setdefault(thread, []).append(call)
         self._watch(call)
 
@@ -159,7 +168,7 @@ class UserReturns:
             return
         for call in reversed(chain):
             self._end(call, self._how(call, thread, regs))
-        self._leave_deeper(thread, space, chain[0].slot, chain[0].at)
+        self._leave_deeper(thread, space, chain[0].slot)
         for call in reversed(chain):  # the newest first, as the kernel has it
             if call.probe.ret_handler is not None and call.probe.registered and not call.probe.disabled:
                 call.probe.ret_handler(call, regs)
@@ -210,20 +219,37 @@ class UserReturns:
             return End.MOVED
         return End.TAIL if call.left is End.TAIL else End.RETURNED
 
-    def _look_back(self, thread: int, space: int, slot: int, ret_addr: int, now: int) -> None:
-        """A call has come in at `slot`: what stood there, or below, has been left."""
-        cause = self._causes.get(thread)
-        for old in reversed(self._live.get(thread, ())):
-            if old.space != space:
+    def _look_back(self, new: UserReturn) -> None:
+        """A call has come in: what stood in its place on the stack, or below, has been left."""
+        for old in reversed(self._live.get(new.thread, ())):
+            if old.space != new.space:
                 self._end(old, End.EXEC)
-            elif old.slot == slot and old.at != now and old.left is None:
-                jumped = cause is not None and cause[1] > old.at
-                old.left = End.TAIL if old.ret_addr == ret_addr and not jumped else self._by(old)
-                if old.ret_addr != ret_addr:
-                    self._end(old, old.left)  # its return address is written over
-        self._leave_deeper(thread, space, slot, now)
+            elif old.slot != new.slot or old.at == new.at:
+                continue  # at the same moment: another probe on this function
+            elif old.left is None and self._is_tail_call(old, new):
+                old.left = End.TAIL
+            elif old.left is not End.TAIL or not self._is_tail_call(old, new):
+                self._end(old, self._by(old) if old.left in (None, End.TAIL) else old.left)
+        self._leave_deeper(new.thread, new.space, new.slot)
 
-    def _leave_deeper(self, thread: int, space: int, slot: int, before: int) -> None:
+    def _is_tail_call(self, old: UserReturn, new: UserReturn) -> bool:
+        """`old` was left by a jump to `new`; else its caller has called again, which only the code can tell."""
+        if old.ret_addr != new.ret_addr or old.function == new.function or self._by(old) is not End.SKIPPED:
+            return False
+        target = self._call_target(new.ret_addr)
+        return target is None or target != new.function
+
+    def _call_target(self, ret_addr: int) -> int | None:
+        """Of a direct call that returns there."""
+        try:
+            code = self._machine.memory.read(ret_addr - _CALL_SIZE, _CALL_SIZE)
+        except MemoryFault:
+            return None
+        if code[0] != _CALL:
+            return None
+        return ret_addr + int.from_bytes(code[1:], "little", signed=True)
+
+    def _leave_deeper(self, thread: int, space: int, slot: int, *, only_mark: bool = False) -> None:
         """The thread runs at `slot`, so what it has entered below it on this stack is over, but for coroutines."""
         mine = self._live.get(thread, ())
         if not any(call.slot < slot and call.left in (None, End.TAIL) for call in mine):
@@ -234,8 +260,16 @@ class UserReturns:
                 continue
             if call.left is None or call.left is End.TAIL:
                 call.left = self._by(call)
-            if self._word(call.slot, call.word) != call.ret_addr:
+            if not only_mark and self._word(call.slot, call.word) != call.ret_addr:
                 self._end(call, call.left)
+
+    def _look_at_stack(self, thread: int, space: int) -> None:
+        """The thread is in the kernel: what lies below the stack it came with, or is written over, has been left."""
+        if thread in self._live and (sp := self._programs.user_stack()) is not None:
+            self._leave_deeper(thread, space, sp, only_mark=True)
+        for call in self._live.get(thread, ()):
+            if call.left is None and call.space == space and self._word(call.slot, call.word) != call.ret_addr:
+                call.left = self._by(call)
 
     def _by(self, call: UserReturn) -> End:
         cause = self._causes.get(call.thread)
@@ -247,8 +281,9 @@ class UserReturns:
         """The current thread's calls in `parent` will return in `child` too."""
         self.ended(child)
         thread = self._programs.thread(self._machine.cpu)
+        self._look_at_stack(thread, parent)
         for call in self._live.get(thread, ()):
-            if call.space == parent:
+            if call.space == parent and call.left in (None, End.TAIL):
                 copy = UserReturn(
                     call.probe,
                     call.offset,
@@ -279,8 +314,14 @@ class UserReturns:
         self._drop_idle(space, start, end)
 
     def exited(self, thread: int) -> None:
+        standing = [call for call in self._live.get(thread, ()) if call.left in (None, End.TAIL)]
+        for space in {call.space for call in standing}:
+            self._look_at_stack(thread, space)
+        for call in standing:
+            if call.end is None and call.left in (None, End.TAIL, End.SKIPPED):
+                self._end(call, End.DIED)  # pthread_exit() leaves them, too, on its way
         for call in list(self._live.get(thread, ())):
-            self._end(call, End.DIED if call.left in (None, End.TAIL) else call.left)
+            self._end(call, call.left or End.DIED)
         self._causes.pop(thread, None)
 
     def unregister(self, probe: Followed) -> None:

@@ -26,6 +26,8 @@ from probes.regs import Regs
 _MAX_LINKS: Final = 40  # MAXSYMLINKS, include/linux/namei.h
 _LONG: Final = 0x000FFFFFFFFFF000  # CR3's address of a top-level table: 4-level, and legacy or PAE
 _PROTECTED: Final = 0xFFFFFFE0
+_STACK_SIZE: Final = 16 << 10  # THREAD_SIZE, arch/x86/include/asm/page_64_types.h, without KASAN
+_SP_BELOW_TOP: Final = 16  # struct pt_regs ends in sp and ss
 _SECOND_TABLE: Final = 0x1000  # the user's half of a pair of tables, PTI_USER_PGTABLE_BIT
 
 
@@ -124,38 +126,25 @@ class LinuxPrograms:
 
     # ------------------------------------------------------------------------------------------------------- mappings
 
-    def content(self, region: Region) -> ProgramFile | None:
-        for process in self._linux.processes():
-            for mapping in self._linux.mappings(process.mm.read_()):
-                if mapping.file and file_id(mapping.vma.vm_file.f_inode) == region.file:
-                    return LinuxFile(self._linux, mapping.vma.vm_file.f_inode.read_())
-        return None
-
-    def regions(self, file: FileId) -> Iterator[Region]:
+    def mapped(self) -> Iterator[Mapped]:
         try:
             processes = self._linux.processes()
             spaces = {mm.value_(): mm for process in processes if (mm := process.mm.read_())}
             for mm in spaces.values():
                 for mapping in self._linux.mappings(mm):
-                    if mapping.file:
-                        region = self._region(mapping.vma)
-                        if region is not None and region.file == file:
-                            yield region
+                    if (found := self._mapping(mapping.vma)) is not None:
+                        yield found
         except NotAvailable:
             return  # no process yet
 
-    def _region(self, vma: Object) -> Region | None:
+    def _mapping(self, vma: Object) -> Mapped | None:
         file = vma.vm_file.read_()
         if not file:
             return None
-        return Region(
-            self._space(vma.vm_mm),
-            vma.vm_start.value_(),
-            vma.vm_end.value_(),
-            vma.vm_pgoff.value_() << 12,
-            file_id(file.f_inode.read_()),
-            file.f_path.dentry.d_name.name.string_().decode("utf-8", "surrogateescape"),
-        )
+        content = LinuxFile(self._linux, file.f_inode.read_())
+        name = file.f_path.dentry.d_name.name.string_().decode("utf-8", "surrogateescape")
+        start, end, offset = vma.vm_start.value_(), vma.vm_end.value_(), vma.vm_pgoff.value_() << 12
+        return Mapped(Region(self._space(vma.vm_mm), start, end, offset, content.id, name), content)
 
     def _space(self, mm: Object) -> int:
         paddr = self._machine.memory.translate(mm.pgd.value_(), self._linux.kernel.root)
@@ -166,6 +155,16 @@ class LinuxPrograms:
         with self._linux.asking("the stack is"):
             vma = vma_find(self._linux.current().mm, address)
             return int(vma.vm_start.value_()) if vma else 0
+
+    def user_stack(self) -> int | None:
+        """task_pt_regs(current)->sp: what entry code has pushed at the top of the kernel stack. amd64 only: where i386
+        begins depends on its configuration."""
+        if self._mask != _LONG:
+            return None
+        with self._linux.asking("the user's stack is"):
+            top = int(self._linux.current().stack.value_()) + _STACK_SIZE
+            paddr = self._machine.memory.translate(top - _SP_BELOW_TOP, self._linux.kernel.root)
+        return None if paddr is None else int.from_bytes(self._machine.memory.read_physical(paddr, 8), "little")
 
     # ------------------------------------------------------------------------------------------------- the processor
 
@@ -218,13 +217,11 @@ class LinuxPrograms:
 
     def _on_mmap(self, regs: Regs) -> Event | None:
         """int uprobe_mmap(struct vm_area_struct *vma)"""
-        region = self._region(self._vma(regs.arg(1)))
-        return None if region is None else Mapped(region)
+        return self._mapping(self._vma(regs.arg(1)))
 
     def _on_move(self, regs: Regs) -> Event | None:
         """unsigned long move_page_tables(vma, old_addr, struct vm_area_struct *new_vma, ...): mremap() and exec"""
-        region = self._region(self._vma(regs.arg(3)))
-        return None if region is None else Mapped(region)
+        return self._mapping(self._vma(regs.arg(3)))
 
     def _on_munmap(self, regs: Regs) -> Event:
         """void uprobe_munmap(struct vm_area_struct *vma, unsigned long start, unsigned long end)"""
