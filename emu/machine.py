@@ -160,7 +160,7 @@ class Machine(RunLoop):
         elif not delivered:
             while self._settle_interrupt(start, sp, cr3):
                 pass
-        if self._stop is None and not self._stop_requested:
+        if self._stop is None and not self._shall_stop():
             goal = self.clock.instructions + (not delivered)
             stop = self._loop(lambda: self.clock.instructions >= goal, goal)
             return Step(self.cpu.linear_pc) if isinstance(stop, Budget) else stop

@@ -97,6 +97,7 @@ class RunLoop(Events):
         self._debugger, self._debugger_hardware = object(), object()
         self._conditions: dict[tuple[int, bool], Condition] = {}
         self._followers: list[Condition] = []
+        self.stop_at: tuple[int, int] | None = None  # instruction count and virtual time of a stop to come, for replays
         self._passed: int | None = None  # a PC hook here was answered already
         self._in_place: Place | None = None  # an int3 whose instruction runs once without it
         self._skip_breakpoint: tuple[int, int] | None = None  # pc and sp of one reported, until its instruction has run
@@ -157,7 +158,7 @@ class RunLoop(Events):
             if hit is not None and not self.window.contains(self.cpu.pc):
                 self.watched.forget()
                 return Watchpoint(self.cpu.linear_pc, hit.kind, hit.address)
-            if self._stop_requested and not self.window.contains(self.cpu.pc):
+            if self._shall_stop() and not self.window.contains(self.cpu.pc):
                 self._stop_requested = False
                 return Interrupted(self.cpu.linear_pc)
             if done() and not self.window.contains(self.cpu.pc):
@@ -174,6 +175,12 @@ class RunLoop(Events):
         self._stop_requested = True
         if self.pacer is not None:
             self.pacer.wake()
+
+    def _shall_stop(self) -> bool:
+        """Somebody asked, or the moment of `stop_at` has come."""
+        if self.stop_at is not None and (self.clock.instructions, self.clock.now_ns) >= self.stop_at:
+            self.stop_at, self._stop_requested = None, True
+        return self._stop_requested
 
     def cancel_stop(self) -> None:
         """Take back a `request_stop` that found the machine stopped already."""
@@ -201,6 +208,8 @@ class RunLoop(Events):
         event = self._next_event()
         if event is not None and event < limit:
             limit = event
+        if self.stop_at is not None and now < self.stop_at[0] < limit:
+            limit = self.stop_at[0]
         if end is not None and end < limit:
             limit = end
         self._enter(max(limit - now, 1))

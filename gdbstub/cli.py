@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import assert_never
 
 from emu.boot import IMAGE_MEMORY, KERNEL_MEMORY, GuestMachine, boot, boot_embedded, load, restore
@@ -21,9 +22,10 @@ from gdbstub import options
 from gdbstub.address import AddressError
 from gdbstub.check import check, symbols
 from gdbstub.client import ClientError, run_monitor_command
-from gdbstub.commands import Boot, Check, Command, Demo, Fetch, Load, MonitorCommand, Symbols
+from gdbstub.commands import Boot, Check, Command, Demo, Fetch, Load, MonitorCommand, Replay, Symbols
 from gdbstub.outcome import DEFECT, NOT_REACHED, SUCCESS, USAGE, UsageError
-from gdbstub.program import run_program
+from gdbstub.program import run_program, run_replay
+from gdbstub.recording import RecordError, read_record
 from gdbstub.terminal import say
 
 EMBEDDED = {"embedded": 64, "embedded32": 32}
@@ -65,6 +67,8 @@ def _carry_out(command: Command) -> int:
             return check(command, _print, quiet)
         case Symbols():
             return symbols(command, _print, say)
+        case Replay(file):
+            return _replay(file)
         case Demo():
             from gdbstub.demo import demo  # pygdbmi is of no use to the other commands
 
@@ -98,6 +102,23 @@ def _machine(command: Boot | Load) -> GuestMachine:
         initrd=command.initrd,
         append=command.append,
     )
+
+
+def _replay(file: Path) -> int:
+    try:
+        with file.open(encoding="utf-8") as lines:
+            start, events = read_record(str(file), lines)
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecordError(f"{file}: {getattr(error, 'strerror', None) or 'not a text file'}".lower()) from error
+    command = options.parse(start.command)
+    if not isinstance(command, Boot | Load):
+        raise RecordError(f"{file}: its command line makes no machine")
+    difference = run_replay(partial(_machine, command), command.run, start, events)
+    if difference is not None:
+        say(f"gdbstub: {difference}")
+        return NOT_REACHED
+    say(f"gdbstub: {len(events)} events, each as recorded")
+    return SUCCESS
 
 
 def _fetch(command: Fetch) -> int:

@@ -53,6 +53,9 @@ class RunOptions:
     """A path, or "-" for standard output."""
     log: frozenset[LogTopic] = frozenset()
     log_file: Path | None = None
+    log_rsp: Path | None = None
+    words: tuple[str, ...] = ()
+    """The command line, for a record that is to be replayed."""
 
     @property
     def has_goal(self) -> bool:
@@ -124,8 +127,15 @@ class Symbols:
 
 
 @dataclass(frozen=True, slots=True)
+class Replay:
+    """A record of `--log-rsp`, against a machine made as its own was."""
+
+    file: Path
+
+
+@dataclass(frozen=True, slots=True)
 class Demo:
     """The guided main job, which takes no options."""
 
 
-Command: TypeAlias = Boot | Load | Fetch | MonitorCommand | Check | Symbols | Demo
+Command: TypeAlias = Boot | Load | Fetch | MonitorCommand | Check | Symbols | Replay | Demo

@@ -10,6 +10,7 @@ import argparse
 import difflib
 import os
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn, TypeAlias, cast
@@ -25,6 +26,7 @@ from gdbstub.commands import (
     Load,
     LogTopic,
     MonitorCommand,
+    Replay,
     RunOptions,
     Symbols,
     TraceFormat,
@@ -90,6 +92,12 @@ examples:
 examples:
   gdbstub symbols 'vfs_*'
   gdbstub symbols ./vmlinuz do_sys_openat2
+""",
+    "replay": """\
+examples:
+  gdbstub boot --restore shell.snap --log-rsp session.jsonl
+  gdbstub replay session.jsonl
+      0 if everything happens again, instruction for instruction, 1 with the first difference
 """,
     "demo": """\
 examples:
@@ -238,6 +246,10 @@ def parser() -> argparse.ArgumentParser:
     monitor = _sub(commands, "monitor", "a monitor command without gdb; the guest runs on")
     monitor.add_argument("address", metavar="HOST:PORT", type=address, help="where a stub listens; unix:PATH too")
     monitor.add_argument("words", metavar="COMMAND", nargs=argparse.REMAINDER, help="default: help")
+    replay = _sub(commands, "replay", "run a recorded session again and show the first difference")
+    replay.add_argument(
+        "file", metavar="FILE", type=Path, help="what --log-rsp wrote; its machine is made as it was then"
+    )
     return top
 
 
@@ -403,6 +415,12 @@ def _add_common(sub: _Parser) -> None:
     )
     files.add_argument("--log", metavar="TOPICS", type=topics, default=frozenset(), help=f"of {','.join(LOG_TOPICS)}")
     files.add_argument("--log-file", metavar="FILE", type=Path, help="where the log goes (default: standard error)")
+    files.add_argument(
+        "--log-rsp",
+        metavar="FILE",
+        type=Path,
+        help="record debuggers' packets and what is typed, with their moments, for `gdbstub replay`",
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------- parsing
@@ -410,7 +428,9 @@ def _add_common(sub: _Parser) -> None:
 
 def parse(arguments: Sequence[str] | None = None) -> Command:
     """What the command line asks for. SystemExit: 2 with one line for one that makes no sense, 0 for --help."""
-    given, unknown = parser().parse_known_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    given, unknown = parser().parse_known_args(words)
+    given.command_line = tuple(words)
     if unknown:
         known = [option for action in given.parser._actions for option in action.option_strings]
         close = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
@@ -430,6 +450,8 @@ def parse(arguments: Sequence[str] | None = None) -> Command:
             return Symbols(given.glob, given.kernel)
         case "monitor":
             return MonitorCommand(given.address, " ".join(given.words) or "help")
+        case "replay":
+            return Replay(given.file)
         case _:
             return Demo()
 
@@ -500,6 +522,8 @@ def _run_options(given: argparse.Namespace, fresh: dict[str, object]) -> RunOpti
         summary=given.summary,
         log=given.log,
         log_file=given.log_file,
+        log_rsp=given.log_rsp,
+        words=given.command_line,
     )
 
 
@@ -545,6 +569,7 @@ def _refuse_one_file_twice(given: argparse.Namespace) -> None:
         "--snapshot": given.snapshot,
         "--summary": Path(given.summary) if given.summary not in (None, "-") else None,
         "--log-file": given.log_file,
+        "--log-rsp": given.log_rsp,
     }
     seen: dict[Path, str] = {}
     for name, path in files.items():

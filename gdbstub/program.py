@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,8 @@ from gdbstub.files import FileTree
 from gdbstub.monitor import Monitor, Services
 from gdbstub.outcome import SUCCESS, USAGE, Outcome, UsageError, judge, summary
 from gdbstub.outputs import Output, open_output, reader_is_gone
+from gdbstub.recording import Event, Recorder, Start, event_line, start_line
+from gdbstub.replay import Difference, Replay
 from gdbstub.scripts import HostScripts, ScriptFolder
 from gdbstub.servedir import ServedFolder
 from gdbstub.server import Server
@@ -64,6 +66,8 @@ class Program:
         self._screen: Output | None = None  # standard output, where the console is there
         self._lost = False  # a file that was asked for could not be written to its end
         self._log: Callable[[LogTopic, str], None] | None = None
+        self._record: Output | None = None
+        self._recorder: Recorder | None = None
         self._scripts: HostScripts | None = None
         self._served: ServedFolder | None = None
         self._token = trio.lowlevel.current_trio_token()
@@ -130,6 +134,8 @@ class Program:
             trace = self._open(target.path)
             show: Callable[[Record], str] = Record.json if target.format == "jsonl" else Record.text
             self.probes.trace.subscribe(lambda record: trace.write_line(show(record)))
+        if options.log_rsp is not None:
+            self._record = self._open(options.log_rsp)
         if options.log:
             self._prepare_log(self._open(options.log_file) if options.log_file is not None else Output(2, void))
 
@@ -260,7 +266,8 @@ class Program:
     def end(self) -> None:
         """End the run as the user's wish, even where the guest waits for somebody to read what it prints."""
         for output in self._outputs:
-            output.give_up()
+            if output is not self._record:  # whose last line is to come
+                output.give_up()
         self._ended.set()
 
     async def _watch_signals(self, signals: AsyncIterator[int]) -> None:
@@ -274,6 +281,8 @@ class Program:
     def _finish(self) -> Outcome:
         """The machine's thread, after the last instruction."""
         stop, options = self._stop, self.options
+        if self._recorder is not None:
+            self._recorder.note_end()
         try:
             if isinstance(stop, iface.ConsoleMatch) and options.snapshot is not None:
                 self.machine.save(options.snapshot)
@@ -312,6 +321,17 @@ class Program:
     # -------------------------------------------------------------------------------------------------- debuggers
 
     def _server(self, runner: Runner) -> Server:
+        if (record := self._record) is not None:
+            record.write_line(start_line(self._beginning()))
+            self._recorder = Recorder(self.machine, lambda event: record.write_line(event_line(event)))
+        log = partial(self._log, "rsp") if self._log is not None else None
+        return Server(runner, self._sessions(), on_kill=self.end, report=say, waiting=self.options.wait, log=log)
+
+    def _beginning(self) -> Start:
+        return Start(self.options.words, self.machine.instructions, self.machine.ram_sha256())
+
+    def _sessions(self) -> Callable[[Callable[[], None]], Session]:
+        """What makes the session of a connection, noted by the recorder where there is one."""
         machine = self.machine
         monitor = Monitor(
             Services(
@@ -327,9 +347,9 @@ class Program:
             )
         )
         files = self._files()
-
         arch = machine.registers.arch
         tracing = Tracing(machine, arch, self.probes)
+        make: Callable[..., Session] = Session if self._recorder is None else self._recorder.session
 
         def restart() -> None:
             try:
@@ -337,11 +357,18 @@ class Program:
             except FetchError as error:
                 raise iface.MachineError(str(error)) from error
 
-        def new_session(wake: Callable[[], None]) -> Session:
-            return Session(machine, arch, files=files, monitor=monitor, tracing=tracing, restart=restart, wake=wake)
+        return lambda wake: make(
+            machine, arch, files=files, monitor=monitor, tracing=tracing, restart=restart, wake=wake
+        )
 
-        log = partial(self._log, "rsp") if self._log is not None else None
-        return Server(runner, new_session, on_kill=self.end, report=say, waiting=self.options.wait, log=log)
+    def replay(self, start: Start, events: Sequence[Event]) -> Difference | str | None:
+        """In place of `run`: what is different from the record, None if nothing is."""
+        now = self._beginning()
+        if (now.instructions, now.ram_sha256) != (start.instructions, start.ram_sha256):
+            return "the machine is another one than was recorded, before its first instruction"
+        replay = Replay(self.machine, events, waiting=self.options.wait)
+        self._recorder = Recorder(self.machine, replay.record)
+        return replay.run(self._recorder, self._sessions())
 
     def _files(self) -> FileTree:
         """What a debugger may read: the guest's symbols as an ELF file, made when the first one asks."""
@@ -398,3 +425,21 @@ def run_program(start: Callable[[], GuestMachine], options: RunOptions) -> Outco
         return await program.run()
 
     return trio.run(main)
+
+
+def run_replay(
+    start: Callable[[], GuestMachine], options: RunOptions, beginning: Start, events: Sequence[Event]
+) -> str | None:
+    """Do again what was recorded of a run of what `start` makes. -> the first difference, as text."""
+    machine = start()
+    quiet = replace(
+        options, listen=None, console="none", pace="none", trace=None, snapshot=None, summary=None, log_rsp=None
+    )
+
+    async def main() -> Difference | str | None:
+        program = Program(machine, replace(quiet, log=frozenset(), log_file=None), start)
+        program.prepare()
+        return program.replay(beginning, events)
+
+    difference = trio.run(main)
+    return None if difference is None else str(difference)

@@ -35,11 +35,12 @@ _CABLE = 0xB0
 
 
 def _discard(data: bytes) -> None:
-    """Output nobody wants."""
+    """Data nobody wants."""
 
 
 class Uart:
-    """One port. `set_irq` drives its interrupt line (through OUT2, as PCs wire it); `on_output` gets what is sent."""
+    """One port. `set_irq` drives its interrupt line (through OUT2, as PCs wire it); `on_output` gets what is sent,
+    `on_receive` what the host sends, before it has any effect."""
 
     access_bytes = 1
 
@@ -62,6 +63,7 @@ class Uart:
     def __init__(self, set_irq: Callable[[bool], None], base: int = COM1) -> None:
         self.ports = (range(base, base + 8),)
         self.on_output: Callable[[bytes], None] = _discard
+        self.on_receive: Callable[[bytes], None] = _discard
         self._set_irq = set_irq
         self._base = base
         self.queue = bytearray()  # from the host, not yet in the FIFO
@@ -85,6 +87,7 @@ class Uart:
 
     def receive(self, data: bytes) -> int:
         """Send `data` to the guest; how many bytes were taken. The rest found no room within QUEUE_LIMIT."""
+        self.on_receive(data)
         taken = data[: QUEUE_LIMIT - len(self.queue)]
         self.queue += taken
         self._fill()
