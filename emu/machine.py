@@ -41,6 +41,11 @@ class Machine(RunLoop):
         self.calls = GuestCalls(self)
         self._blank = True  # RAM is zero
 
+    @property
+    def handler_ns(self) -> int:
+        """Host time spent in the trap client, about."""
+        return self.trapped_ns + self.shortcuts.spent_ns
+
     # ------------------------------------------------------------------------------------------------ starting states
 
     def power_on(self, image: Image) -> None:

@@ -75,10 +75,10 @@ class RunLoop(Events):
         self.ram = Ram(memory)
         self.engine = Engine(self.ram, self, long_mode=long_mode)
         self.cpu = CpuState(self.engine)
-        self.traps = Traps(self.cpu, self.ram)
+        walks = Walks(self.ram, self.cpu)
+        self.traps = Traps(self.cpu, self.ram, walks)
         self.clock = Clock(lambda: self._base + self.engine.counter[0])
         self.devices = Devices(self.clock, memory)
-        walks = Walks(self.ram, self.cpu)
         self.shortcuts = Shortcuts(self.ram, self.cpu, self.engine, walks)
         self.text = ArmedText(self.ram, self.cpu, self.engine, walks, self.shortcuts, self._on_pc_hook)
         self.breaks = CodeBreaks(self.ram, self.cpu, self.engine)
@@ -93,7 +93,7 @@ class RunLoop(Events):
         self.console = Console(self._stop_for)
         self.trap_client: TrapClient | None = None
         self.budget_end: int | None = None  # instruction count at which every run ends with Budget
-        self.handler_ns = 0  # host time spent in the trap client
+        self.trapped_ns = 0  # host time spent in the trap client, but for shortcuts
         self._debugger, self._debugger_hardware = object(), object()
         self._conditions: dict[tuple[int, bool], Condition] = {}
         self._followers: list[Condition] = []
@@ -474,7 +474,7 @@ class RunLoop(Events):
                 self.engine.stop_here()
             began = time.perf_counter_ns()
             stop = client.on_code_break(cpu, pc)
-            self.handler_ns += time.perf_counter_ns() - began
+            self.trapped_ns += time.perf_counter_ns() - began
         if stop is not None:
             self._stop_for(stop)
             breaks.passed(pc, now)
@@ -524,7 +524,7 @@ class RunLoop(Events):
             return None
         began = time.perf_counter_ns()
         verdict = self.trap_client.on_break(self.cpu, pc, place.back_end)
-        self.handler_ns += time.perf_counter_ns() - began
+        self.trapped_ns += time.perf_counter_ns() - began
         return None if verdict is Verdict.NOT_MINE else verdict
 
     def _holds(self, place: Place, hardware: bool) -> bool:

@@ -15,8 +15,9 @@ from typing import NamedTuple
 from emu import cpustate as c
 from emu.cpustate import CS, DS, ES, FS, GS, SS, CpuState
 from emu.layouts import Gate32, Gate64, Tss32, Tss64, offsets
-from emu.paging import CR0_WP, Tables, canonical, entry_addresses, fault_code, touch, walk
+from emu.paging import CR0_WP, canonical, fault_code, touch, walk
 from emu.ram import Ram
+from emu.walks import Trail, Walks
 
 DE, DB, NMI, BP, OF, BR, UD, NM, DF = range(9)
 TS, NP, SS_FAULT, GP, PF = range(10, 15)
@@ -94,28 +95,20 @@ def _decode(selector: int, entry: int) -> _Descriptor:
     return _Descriptor(selector, base, limit, high, high >> 13 & 3, bool(high & 0x400))
 
 
-class _KnownWalk(NamedTuple):
-    """A page walk that was allowed, good for as long as the control registers and every entry it read are the same."""
-
-    tables: Tables
-    view: memoryview
-    entries: tuple[tuple[int, int], ...]  # index into `view`, value
-    page: int  # physical address
-
-
 _KNOWN_WALKS = 256  # IDT, GDT, TSS and the kernel stacks of the tasks at work
 
 
 class Traps:
     """Delivers events to the guest that `cpu` and `ram` describe."""
 
-    def __init__(self, cpu: CpuState, ram: Ram) -> None:
+    def __init__(self, cpu: CpuState, ram: Ram, walks: Walks) -> None:
         self.cpu = cpu
         self.ram = ram
+        self._walks = walks
         self.switched_tables = False  # a task switch loaded CR3: the machine has the engine forget its page walks
         self.on_access: Callable[[int, int, bool], None] | None = None  # (vaddr, size, write) of each data access
         self.caught: frozenset[int] = frozenset()
-        self._known: dict[tuple[int, bool, bool], _KnownWalk] = {}
+        self._known: dict[tuple[int, bool, bool], tuple[Trail, int]] = {}  # walks that were allowed, and their pages
 
     def deliver(
         self,
@@ -159,30 +152,23 @@ class Traps:
 
     def _physical(self, vaddr: int, write: bool, user: bool) -> int:
         """Where an access of the processor's goes; GuestFault(#PF). A trap makes four to the same pages as the last."""
-        tables = self.cpu.tables()
         known = self._known.get((vaddr >> 12, write, user))
-        if known is not None and known.tables == tables:
-            view = known.view
-            for index, value in known.entries:
-                if view[index] != value:
-                    break
-            else:
-                return known.page | vaddr & 0xFFF
-        return self._walk(tables, vaddr, write, user)
+        if known is not None and self._walks.holds(known[0]):
+            return known[1] | vaddr & 0xFFF
+        return self._walk(vaddr, write, user)
 
-    def _walk(self, tables: Tables, vaddr: int, write: bool, user: bool) -> int:
+    def _walk(self, vaddr: int, write: bool, user: bool) -> int:
+        tables = self.cpu.tables()
         page = walk(self.ram, tables, vaddr)
         code = fault_code(page, write=write, user=user, wp=bool(tables.cr0 & CR0_WP))
         if page is None or code is not None:
             raise GuestFault(PF, code or 0, vaddr)
         touch(self.ram, page, write)
-        if tables.paged:
-            view, shift = (self.ram.words, 3) if page.wide else (self.ram.dwords, 2)
-            indexes = [at >> shift for at in entry_addresses(self.ram, tables, vaddr)]
+        trail = self._walks.trail(vaddr)
+        if trail is not None:
             if len(self._known) >= _KNOWN_WALKS:
                 self._known.clear()
-            entries = tuple((index, view[index]) for index in indexes)
-            self._known[vaddr >> 12, write, user] = _KnownWalk(tables, view, entries, page.paddr & ~0xFFF)
+            self._known[vaddr >> 12, write, user] = trail, page.paddr & ~0xFFF
         return page.paddr
 
     def read(self, vaddr: int, size: int, user: bool = False) -> bytes:
@@ -310,7 +296,7 @@ class Traps:
         clear = c.TF | c.NT | c.RF | c.VM
         if not kind & 1:  # interrupt gates have even types
             clear |= c.IF
-        self.cpu.eflags &= ~clear
+        self.cpu.system_flags &= ~clear
 
     def _enter_protected(self, vector: int, code: int | None, software: bool, ext: int) -> None:
         cpu = self.cpu

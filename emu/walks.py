@@ -26,7 +26,9 @@ class Trail(NamedTuple):
     """
 
     cr3: int
-    mode: tuple[int, int, int]  # CR0, CR4, EFER
+    cr0: int
+    cr4: int
+    efer: int
     view: memoryview
     look: Callable[[memoryview], object]
     values: object
@@ -40,8 +42,7 @@ class Walks:
     def __init__(self, ram: Ram, cpu: CpuState) -> None:
         self._ram = ram
         self._cpu = cpu
-        self._registers = cpu.words
-        self._cr0, self._cr3, self._cr4, self._efer = cpu.control_at
+        self.holds = self._holder()
         self._known: dict[int, tuple[Trail, Page]] = {}  # by page number; the Page of its first byte
 
     def page(self, vaddr: int) -> Page | None:
@@ -67,9 +68,9 @@ class Walks:
     def trail(self, *vaddrs: int) -> Trail | None:
         """The ways to several addresses as they are now; None where they cannot be told, as one is not mapped."""
         ram, tables = self._ram, self._cpu.tables()
-        mode = tables.cr0, tables.cr4, tables.efer
+        mode = tables.cr3, tables.cr0, tables.cr4, tables.efer
         if not tables.paged:
-            return Trail(tables.cr3, mode, ram.words, _nothing, None, {}, {})
+            return Trail(*mode, ram.words, _nothing, None, {}, {})
         wide = entries_are_wide(tables)
         view, shift = (ram.words, 3) if wide else (ram.dwords, 2)
         root = root_of(tables) >> shift
@@ -82,21 +83,24 @@ class Walks:
             roots[(first >> shift) - root] = view[first >> shift]
             rest |= {at >> shift: view[at >> shift] for at in more}
         look = operator.itemgetter(*(root + index for index in roots), *rest)
-        return Trail(tables.cr3, mode, view, look, look(view), roots, rest)
+        return Trail(*mode, view, look, look(view), roots, rest)
 
-    def holds(self, trail: Trail) -> bool:
-        """The walks of `trail` would go the same way now."""
-        registers = self._registers
-        cr0, cr4, efer = trail.mode
-        if registers[self._cr0] != cr0 or registers[self._cr4] != cr4 or registers[self._efer] != efer:
-            return False
-        return self.leads_on(trail)
+    def _holder(self) -> Callable[[Trail], bool]:
+        """A closure, as each trap and each memory access of a handler asks."""
+        registers, (cr0_at, cr3_at, cr4_at, efer_at) = self._cpu.words, self._cpu.control_at
+
+        def holds(trail: Trail) -> bool:
+            """The walks of `trail` would go the same way now."""
+            cr3, cr0, cr4, efer, view, look, values, _, _ = trail
+            if registers[cr0_at] != cr0 or registers[cr4_at] != cr4 or registers[efer_at] != efer:
+                return False
+            return look(view) == values if registers[cr3_at] == cr3 else self.leads_on(trail)
+
+        return holds
 
     def leads_on(self, trail: Trail) -> bool:
-        """As `holds`, for who knows that the mode is the same."""
+        """As `holds`, from another root and where the mode is known to be the same."""
         view = trail.view
-        if self._registers[self._cr3] == trail.cr3:
-            return bool(trail.look(view) == trail.values)
         root = root_of(self._cpu.tables()) // view.itemsize
         try:
             return all(view[root + index] == value for index, value in trail.roots.items()) and all(

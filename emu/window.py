@@ -59,7 +59,8 @@ class SlotWindow:
         return self._data_address() + offset - _DATA
 
     def contains(self, vaddr: int) -> bool:
-        return any(start is not None and start <= vaddr < start + _DATA for start in (self.base, self._data))
+        base, data = self.base, self._data
+        return (base is not None and 0 <= vaddr - base < _DATA) or (data is not None and 0 <= vaddr - data < _DATA)
 
     def write(self, offset: int, data: bytes) -> None:
         start = self._ram.window_base + offset

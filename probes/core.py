@@ -92,7 +92,7 @@ class Status(enum.Enum):
 
 
 # looking up a member of an enumeration costs as much as a call
-_HIT_ACTIVE, _HIT_SS = Status.HIT_ACTIVE, Status.HIT_SS
+_HIT_ACTIVE, _HIT_SS, _HIT_SSDONE = Status.HIT_ACTIVE, Status.HIT_SS, Status.HIT_SSDONE
 
 
 @dataclass(slots=True, eq=False)
@@ -369,16 +369,21 @@ class Kprobes:
 
     def _finisher(self, place: _Place, short: Short) -> Callable[[], int | None]:
         """The end of a step that such a hit has begun."""
-        hits, cpu, end = self._hits, self._machine.cpu, short.end
+        hits, cpu, end, mask = self._hits, self._machine.cpu, short.end, self._arch.convention.mask
+        regs = self._regs(cpu, 0)
 
         def finish() -> int | None:
             hit = hits[-1] if hits else None
             if hit is None or hit.place is not place or not hit.stepping:
                 return None
             hit.stepping = False
-            cpu.pc = end
-            self._complete(cpu, hit)
-            return cpu.pc
+            hit.status = _HIT_SSDONE
+            cpu.pc = regs.ip = end
+            try:
+                self._run_post(place, regs)
+            finally:
+                hits.pop()
+            return regs.ip & mask
 
         return finish
 
@@ -406,7 +411,9 @@ class Kprobes:
         try:
             if hit.status is not Status.REENTER and hit.place.observed:
                 hit.status = Status.HIT_SSDONE
-                self._run_post(cpu, hit.place)
+                regs = self._regs(cpu, cpu.pc)
+                self._run_post(hit.place, regs)
+                cpu.pc = regs.ip & self._arch.convention.mask
         finally:
             self._hits.pop()
 
@@ -424,12 +431,10 @@ class Kprobes:
                 return True
         return False
 
-    def _run_post(self, cpu: Cpu, place: _Place) -> None:
-        regs = self._regs(cpu, cpu.pc)
+    def _run_post(self, place: _Place, regs: Regs) -> None:
         for probe in place.active:
             if probe.post_handler is not None:
                 probe.post_handler(probe, regs)
-        cpu.pc = regs.ip & self._arch.convention.mask
 
     def _run_fault(self, cpu: Cpu, place: _Place, vector: int) -> bool:
         regs = self._regs(cpu, cpu.pc)
