@@ -20,6 +20,7 @@ from typing import Final, Protocol, TypeAlias, TypeVar
 
 from emu.iface import Machine, MachineError
 from probes.errors import ProbeError
+from probes.tracefs import redirection
 
 # ------------------------------------------------------------------------------------------------------------- services
 
@@ -114,6 +115,16 @@ class System(Protocol):
     def page_cache(self, path: str, /) -> Sequence[str]: ...
 
 
+class Tracefs(Protocol):
+    """The tree of /sys/kernel/tracing. Every method may raise ProbeError."""
+
+    def read(self, path: str, /) -> str: ...
+
+    def write(self, path: str, text: str, /, *, append: bool) -> None: ...
+
+    def list(self, path: str = "", /) -> Sequence[str]: ...
+
+
 TOPICS: Final = ("registers", "mem", "tlb", "pic", "timers", "stats")
 
 
@@ -124,6 +135,7 @@ class Services:
     machine: Machine
     probes: Probes | None = None
     trace: Trace | None = None
+    tracefs: Tracefs | None = None
     inspector: Inspector | None = None
     snapshots: Snapshots | None = None
     disassemble: Callable[[int, int], Sequence[str]] | None = None
@@ -166,7 +178,7 @@ class Command:
 
 Handler = TypeVar("Handler", bound=Callable[..., Sequence[str]])
 _MARK = "_command_declarations"
-_RAW = ("DEF", "FILE", "PATH")
+_RAW = ("DEF", "FILE", "PATH", "TEXT")
 _WORD = re.compile(r"\s*(\S+)")
 
 
@@ -447,6 +459,20 @@ class Monitor:
     def page_cache(self, arguments: Arguments) -> Sequence[str]:
         return self._system().page_cache(arguments.words["PATH"])
 
+    @command("echo TEXT", "'TEXT' > FILE or >> FILE: write to a file of tracefs, e.g. kprobe_events")
+    def echo(self, arguments: Arguments) -> Sequence[str]:
+        text, file, append = redirection(arguments.words["TEXT"])
+        self._tracefs().write(file, text, append=append)
+        return []
+
+    @command("cat FILE", "read a file of tracefs, e.g. trace, events/kprobes/open/hist")
+    def cat(self, arguments: Arguments) -> Sequence[str]:
+        return self._tracefs().read(arguments.words["FILE"]).split("\n")[:-1]
+
+    @command("ls [DIR]", "the names in a directory of tracefs")
+    def list_directory(self, arguments: Arguments) -> Sequence[str]:
+        return self._tracefs().list(arguments.words.get("DIR", ""))
+
     @command("script FILE", "run a Python file from --allow-scripts; it has `machine` and `probes`")
     def script(self, arguments: Arguments) -> Sequence[str]:
         return self._scripts().run(arguments.words["FILE"])
@@ -465,6 +491,9 @@ class Monitor:
 
     def _trace(self) -> Trace:
         return _need(self._services.trace, "this machine has no trace")
+
+    def _tracefs(self) -> Tracefs:
+        return _need(self._services.tracefs, "this machine has no trace")
 
     def _scripts(self) -> Scripts:
         return _need(self._services.scripts, "the server was started without --allow-scripts DIR")

@@ -43,6 +43,7 @@ from gdbstub.tracepoints import Tracing
 from probes.errors import ProbeError
 from probes.manager import Manager
 from probes.trace import Record
+from probes.tracefs import Tracefs
 
 EXEC_FILE = "/vmlinux"
 _STATUS_SECONDS = 0.5
@@ -338,6 +339,7 @@ class Program:
                 machine=machine,
                 probes=self.probes,
                 trace=TraceText(self.probes.trace),
+                tracefs=Tracefs(self.probes),
                 inspector=MachineInspector(machine, self.probes),
                 snapshots=NamedSnapshots(machine),
                 disassemble=disassembler(machine),

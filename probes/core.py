@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
 
-from emu.iface import BackEnd, CallAborted, Cpu, Machine, MemoryFault, Stop, Verdict
+from emu.iface import BackEnd, Breakpoint, CallAborted, Cpu, Machine, MemoryFault, Stop, Verdict
 from probes.arch import Begin, Finish, Prepared, ProbeArch, Short
 from probes.calls import Calls
 from probes.errors import ProbeError, errno_name
@@ -139,6 +139,8 @@ class Kprobes:
         self._places: dict[int, _Place] = {}
         self._hits: list[_Hit] = []
         self._hooks = 0
+        self._halting: _Place | None = None  # a handler asked for a stop there
+        self._stopped: tuple[int, int] | None = None  # where and when the run ended for it, before the instruction
         self.calls = Calls(machine, arch.convention.word, self._nested)
         self._after_restore: list[Callable[[], None]] = []
         arch.arch_init()
@@ -257,10 +259,18 @@ class Kprobes:
         hit = _Hit(place, Status.HIT_ACTIVE)
         self._hits.append(hit)
         try:
-            if self._run_pre(place, self._regs(cpu, place.address + 1)):
-                self._arch.skip(back_end)
-                self._hits.pop()
-                return Verdict.HANDLED
+            if not self._goes_on(pc):
+                regs = self._regs(cpu, place.address + 1)
+                skipped = self._halting is not place and self._run_pre(place, regs)
+                if self._halting is place or regs.stop:
+                    self._hits.pop()
+                    self._halting = None
+                    self._stopped = None if skipped else (pc, self._machine.clock.instructions)
+                    return Breakpoint(cpu.pc)
+                if skipped:
+                    self._arch.skip(back_end)
+                    self._hits.pop()
+                    return Verdict.HANDLED
             hit.status = Status.HIT_SS
             verdict = self._execute(cpu, hit, back_end, place.observed)
         except BaseException:
@@ -314,6 +324,7 @@ class Kprobes:
 
     def on_restore(self) -> None:
         self._hits.clear()
+        self._halting = self._stopped = None
         self._limits.forget()
         for call in self._after_restore:
             call()
@@ -336,13 +347,17 @@ class Kprobes:
         observe, emulate, over, to = short.observe, short.emulate, short.over, short.to
 
         def arrive() -> int | None:
-            if hits:
+            if hits or self._stopped is not None:
                 return None
             hit.status = _HIT_ACTIVE
             hits.append(hit)
             try:
                 regs.ip = ip
-                if self._run_pre(place, regs):
+                skipped = self._run_pre(place, regs)
+                if regs.stop and self._halt(place, regs, skipped):
+                    hits.pop()
+                    return None
+                if skipped:
                     self._machine.uncount(1 - short.uncount)
                     hits.pop()
                     return cpu.pc
@@ -386,6 +401,22 @@ class Kprobes:
             return regs.ip & mask
 
         return finish
+
+    def _halt(self, place: _Place, regs: Regs, skipped: bool) -> bool:
+        """A handler of a usual hit wants a stop: `on_break` is to make it, which can where the guest still is there."""
+        regs.stop = False
+        if skipped:
+            self._machine.request_stop()
+            return False
+        self._halting = place
+        return True
+
+    def _goes_on(self, pc: int) -> bool:
+        """The guest goes on where a handler had it stopped: the handlers have run for this hit."""
+        if self._stopped is None:
+            return False
+        stopped, self._stopped = self._stopped, None
+        return stopped == (pc, self._machine.clock.instructions)
 
     def _reenter(self, cpu: Cpu, place: _Place, back_end: BackEnd) -> Verdict:
         """A probe met while another's handlers run: executed without its handlers and counted."""

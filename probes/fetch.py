@@ -312,7 +312,7 @@ def _converter(fetch_type: FetchType, context: FetchContext) -> Callable[[int], 
     name, bits = fetch_type.name, fetch_type.size * 8
     mask = (1 << bits) - 1
     if name in ("symbol", "symstr"):
-        return lambda raw: context.describe(raw & mask)
+        return lambda raw: context.describe(raw & context.convention.mask)
     if fetch_type.width:
         low, field = fetch_type.low, (1 << fetch_type.width) - 1
         return lambda raw: raw >> low & field

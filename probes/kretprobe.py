@@ -131,9 +131,9 @@ class ReturnInstance:
     `arguments` are those of the call, by number, that an event's entry handler has kept.
     """
 
-    __slots__ = ("arguments", "at", "data", "live", "ret_addr", "rp", "slot", "task", "word")
+    __slots__ = ("arguments", "at", "at_ns", "data", "live", "ret_addr", "rp", "slot", "task", "word")
 
-    def __init__(self, rp: Kretprobe, task: int, slot: int, ret_addr: int, at: int) -> None:
+    def __init__(self, rp: Kretprobe, task: int, slot: int, ret_addr: int, at: int, at_ns: int) -> None:
         self.rp = rp
         self.task = task
         self.ret_addr = ret_addr
@@ -141,6 +141,7 @@ class ReturnInstance:
         self.arguments: dict[int, int] = {}
         self.slot = slot  # linear address of the return address on the stack
         self.at = at  # instruction count of the entry
+        self.at_ns = at_ns  # ... and the guest's time
         self.word: Word | None = None  # the substituted return address; None for a shadow
         self.live = False
 
@@ -231,6 +232,10 @@ class Kretprobes:
         except (MemoryFault, InvalidInstruction):
             return False
 
+    def instances(self, rp: Kretprobe) -> list[ReturnInstance]:
+        """The calls that have not returned yet, oldest first."""
+        return sorted((ri for stack in self._live.values() for ri in stack if ri.rp is rp), key=lambda ri: ri.at)
+
     # ----------------------------------------------------------------------------------------------------- entries
 
     def _enter(self, rp: Kretprobe, regs: Regs) -> None:
@@ -250,7 +255,7 @@ class Kretprobes:
         if rp.live >= rp.maxactive:
             rp.nmissed += 1
             return
-        instance = ReturnInstance(rp, task, slot, ret_addr, now)
+        instance = ReturnInstance(rp, task, slot, ret_addr, now, self._machine.clock.now_ns)
         if rp.entry_handler is not None and rp.entry_handler(instance, regs):
             rp.declined += 1
         elif not rp.registered:  # it has unregistered its own probe

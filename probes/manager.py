@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import fnmatch
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias
 
@@ -17,7 +17,7 @@ from probes.arch.x86 import X86Arch
 from probes.core import Arm, Kprobe, Kprobes
 from probes.embedded import embedded_programs
 from probes.errors import ProbeError
-from probes.fetch import EntryValues, FetchContext, Fetcher, TaskInfo, compile_entry, compile_fetch
+from probes.fetch import EntryValues, FetchContext, TaskInfo, compile_entry
 from probes.guest import GuestHandlers
 from probes.jprobe import Jprobe, Jprobes
 from probes.kretprobe import MAX_DATA_SIZE, Kretprobe, Kretprobes, ReturnInstance
@@ -32,17 +32,18 @@ from probes.refusals import Refusal
 from probes.regs import Regs
 from probes.room import Room
 from probes.scope import GuestScope
-from probes.spec import MAX_MAXACTIVE, Place, ProbeSpec, parse
+from probes.spec import MAX_MAXACTIVE, Deletion, ProbeSpec, UprobeSpec, parse, parse_deletion
 from probes.tasks import find_tasks
-from probes.trace import Record, TraceRing
+from probes.trace import TraceRing
+from probes.traceevents import Events, Limits, TraceEvent
 from probes.uprobe import Uprobe, Uprobes
 
-_EFLAGS_IF: Final = 0x200
 _OPTIONS: Final = frozenset(("arm", "disabled", "pid", "comm"))
 _RETURN_OPTIONS: Final = frozenset(("maxactive", "shadow", "trampoline"))
 _GUEST_OPTIONS: Final = {"kprobe": ("pre", "post"), "kretprobe": ("pre", "post"), "jprobe": ("entry",)}
 
-Probe: TypeAlias = Kprobe | Kretprobe | Jprobe | Uprobe
+KernelProbe: TypeAlias = Kprobe | Kretprobe | Jprobe
+Probe: TypeAlias = KernelProbe | Uprobe
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +62,12 @@ class EventStatus:
 class _Event:
     """A named event: one definition per place it stands on, each with its probe."""
 
-    name: str
-    parts: list[tuple[ProbeSpec, Kprobe | Kretprobe | Jprobe]] = field(default_factory=list)
+    trace: TraceEvent
+    parts: list[tuple[ProbeSpec, KernelProbe]] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.trace.name
 
     @property
     def kind(self) -> str:
@@ -70,16 +75,15 @@ class _Event:
 
     @property
     def hits(self) -> int:
-        """As kprobe_profile counts: an event of a return probe happens at the return."""
-        return sum(probe.returned if isinstance(probe, Kretprobe) else _kprobe(probe).hits for _, probe in self.parts)
+        return sum(_hits(probe) for _, probe in self.parts)
 
     @property
     def missed(self) -> int:
-        return sum(probe.missed if isinstance(probe, Kretprobe) else _kprobe(probe).nmissed for _, probe in self.parts)
+        return sum(_missed(probe) for _, probe in self.parts)
 
     @property
     def enabled(self) -> bool:
-        return not all(_kprobe(probe).disabled for _, probe in self.parts)
+        return self.trace.enabled and not all(_kprobe(probe).disabled for _, probe in self.parts)
 
 
 class Manager:
@@ -123,6 +127,7 @@ class Manager:
         )
         self._kretprobes = Kretprobes(machine, arch, self._kprobes, known)
         self._shadow = known.is_linux  # how events follow returns where nobody says
+        self.events = Events(machine, self.trace, self._context, self._scope)
         self._events: dict[str, _Event] = {}
         machine.trap_client = self._kprobes
         if settled is None and guest is not None:
@@ -224,26 +229,62 @@ class Manager:
         if kind == "jprobe" and spec.is_return:
             raise ProbeError(errno.EINVAL, "this line is no jprobe", definition=spec.definition, column=0)
         chosen = _checked(options or {}, "kretprobe" if spec.is_return else kind)
-        event = self._events.get(spec.name) or _Event(spec.name)
-        _check_same_shape(event, spec)
+        event = self._events.get(spec.name)
+        if event is not None:
+            _check_same_shape(event, spec)
+        else:
+            event = self._new_event(spec)
+        armed = event.trace.armed if event.parts else not chosen.get("disabled")
         probe = Kprobe(
             symbol=spec.place.symbol,
             offset=spec.place.offset,
             addr=spec.place.address,
-            disabled=bool(chosen.get("disabled")),
+            disabled=not armed,
             arm=_arm(chosen.get("arm", "auto")),
         )
-        make = self._for_returns if spec.is_return else self._for_entries if kind == "jprobe" else self._for_hits
-        made: Kprobe | Kretprobe | Jprobe = make(spec, probe, chosen)
         try:
-            self.register(made)
-        except ProbeError as error:
-            raise error.at(spec.definition, spec.definition.index(" ") + 1) from None
+            make = self._for_returns if spec.is_return else self._for_entries if kind == "jprobe" else self._for_hits
+            made: KernelProbe = make(event.trace, spec, probe, chosen)
+            self._register_for(spec, made)
+        except ProbeError:
+            if not event.parts:
+                self._forget(event)
+            raise
+        event.trace.armed = armed
         if isinstance(made, Kretprobe):
             spec = replace(spec, maxactive=made.maxactive)
         event.parts.append((spec, made))
-        self._events[spec.name] = event
         return [spec.listing(), *(f"note: {note}" for note in made.notes)]
+
+    def _new_event(self, spec: ProbeSpec) -> _Event:
+        def arm(on: bool) -> None:
+            self._arm_parts(event, on)
+
+        event = self._events[spec.name] = _Event(self.events.add(spec, arm))
+        return event
+
+    def _arm_parts(self, event: _Event, on: bool) -> None:
+        """All of them, or on error none."""
+        done: list[Kprobe] = []
+        try:
+            for _, probe in event.parts:
+                kprobe = _kprobe(probe)
+                (self._kprobes.enable if on else self._kprobes.disable)(kprobe)
+                done.append(kprobe)
+        except ProbeError:
+            for kprobe in done:
+                (self._kprobes.disable if on else self._kprobes.enable)(kprobe)
+            raise
+
+    def _register_for(self, spec: ProbeSpec, probe: KernelProbe) -> None:
+        try:
+            self.register(probe)
+        except ProbeError as error:
+            raise error.at(spec.definition, spec.definition.index(" ") + 1) from None
+
+    def _forget(self, event: _Event) -> None:
+        del self._events[event.name]
+        self.events.remove(event.trace)
 
     def status(self) -> list[EventStatus]:
         """Every event in numbers, in the order of definition."""
@@ -274,22 +315,71 @@ class Manager:
         if isinstance(target, Uprobe):
             self.uprobes.enable(target)
             return []
-        return self._switch(target, self._kprobes.enable)
+        return self._switch(target, on=True)
 
     def disable(self, target: Probe | str) -> list[str]:
         if isinstance(target, Uprobe):
             self.uprobes.disable(target)
             return []
-        return self._switch(target, self._kprobes.disable)
+        return self._switch(target, on=False)
 
     def delete(self, pattern: str) -> list[str]:
         """Remove matching events; their probes' bytes are restored."""
         gone = self._matching(pattern)
         for event in gone:
+            self._forget(event)
             for _, probe in event.parts:
                 self.unregister(probe)
-            del self._events[event.name]
         return [event.name for event in gone]
+
+    def undefine(self, line: str, kind: str | None = None) -> None:
+        """A `-:` line of kprobe_events: what it names goes, if nothing uses it. ProbeError ENOENT, EBUSY.
+
+        `kind` "kprobe" or "uprobe" limits it to these; None is any. `!` before a definition means the same.
+        """
+        if line.startswith("!"):
+            head, _, rest = line[1:].strip().partition(" ")
+            line = f"-:{head.partition(':')[2]} {rest}"
+        wanted = parse_deletion(line)
+        found = [event for event in self._of_kind(kind) if _names(wanted, event)]
+        if not found:
+            raise ProbeError(errno.ENOENT, f"no event is meant by {wanted.definition}")
+        self._check_idle(found)
+        for event in found:
+            for part in [part for part in event.parts if _is_meant(wanted, part[0])]:
+                self.unregister(part[1])
+                event.parts.remove(part)
+            if not event.parts:
+                self._forget(event)
+
+    def undefine_all(self, kind: str | None = None) -> None:
+        """All events of `kind`, or none of them: ProbeError EBUSY where one is in use."""
+        found = self._of_kind(kind)
+        self._check_idle(found)
+        for event in found:
+            self.delete(event.name)
+
+    def _of_kind(self, kind: str | None) -> Iterable[_Event]:
+        wanted = {"kprobe": ProbeSpec, "uprobe": UprobeSpec}
+        known = list(self._events.values())
+        return known if kind is None else [event for event in known if isinstance(event.parts[0][0], wanted[kind])]
+
+    def _check_idle(self, events: Iterable[_Event]) -> None:
+        for event in events:
+            if event.trace.armed:
+                raise ProbeError(errno.EBUSY, f"{event.name} is in use: disable it and remove its triggers first")
+
+    def listings(self, kind: str | None = None) -> Sequence[str]:
+        """Definitions as kprobe_events ("kprobe") or uprobe_events ("uprobe") list them."""
+        return [spec.listing() for event in self._of_kind(kind) for spec, _ in event.parts]
+
+    def profile(self, kind: str) -> Sequence[tuple[str, str, int, int]]:
+        """(place, event, hits, missed) of every probe, as kprobe_profile and uprobe_profile count."""
+        return [
+            (str(spec.place), spec.event, _hits(probe), _missed(probe))
+            for event in self._of_kind(kind)
+            for spec, probe in event.parts
+        ]
 
     # ------------------------------------------------------------------------------------------------------- internals
 
@@ -314,10 +404,11 @@ class Manager:
             raise ProbeError(errno.ENOENT, f"module {spec.place.module} is not known")
         return spec
 
-    def _for_hits(self, spec: ProbeSpec, probe: Kprobe, options: Mapping[str, str | bool | int]) -> Kprobe:
+    def _for_hits(
+        self, event: TraceEvent, spec: ProbeSpec, probe: Kprobe, options: Mapping[str, str | bool | int]
+    ) -> Kprobe:
         """`probe` with the handler of an event."""
-        record = self._recorder(spec, options, self._context)
-        where = _describe(spec.place, self._context)
+        take = event.taker(spec, self._context, _limits(options))
         pre, post = (options.get(name) for name in ("pre", "post"))
         before = self.guest.pre(str(pre)) if pre else None
         after = self.guest.post(str(post)) if post else None
@@ -325,8 +416,11 @@ class Manager:
 
         def pre_handler(kp: Kprobe, regs: Regs) -> object:
             nonlocal wanted
-            wanted = record(regs, kp.address or 0, where)
-            return before(kp, regs) if wanted and before is not None else None
+            hit = take(regs, kp.address or 0)
+            wanted = hit is not None
+            if hit is None or hit.skip:
+                return wanted
+            return before(kp, regs) if before is not None else None
 
         def post_handler(kp: Kprobe, regs: Regs) -> None:
             if wanted and after is not None:
@@ -335,18 +429,21 @@ class Manager:
         probe.pre_handler, probe.post_handler = pre_handler, post_handler if after is not None else None
         return probe
 
-    def _for_entries(self, spec: ProbeSpec, probe: Kprobe, options: Mapping[str, str | bool | int]) -> Jprobe:
+    def _for_entries(
+        self, event: TraceEvent, spec: ProbeSpec, probe: Kprobe, options: Mapping[str, str | bool | int]
+    ) -> Jprobe:
         """A jprobe on `probe` that makes a record before its guest entry is called."""
         entry = options.get("entry")
         if not entry:
             raise ProbeError(errno.EINVAL, "a jprobe needs --entry SYMBOL")
-        return Jprobe(kp=self._for_hits(spec, probe, options), entry=str(entry))
+        return Jprobe(kp=self._for_hits(event, spec, probe, options), entry=str(entry))
 
-    def _for_returns(self, spec: ProbeSpec, probe: Kprobe, options: Mapping[str, str | bool | int]) -> Kretprobe:
+    def _for_returns(
+        self, event: TraceEvent, spec: ProbeSpec, probe: Kprobe, options: Mapping[str, str | bool | int]
+    ) -> Kretprobe:
         """A return probe on `probe` with the handler of an event; its place reads `RETURNED-TO <- FUNCTION`."""
         context = replace(self._context, ip_offset=0, entry=EntryValues())
-        record, save = self._recorder(spec, options, context), compile_entry(spec.args, context)
-        describe, function = self._context.describe, str(spec.place)
+        take, save = event.taker(spec, context, _limits(options)), compile_entry(spec.args, context)
         pre, post = (options.get(name) for name in ("pre", "post"))
         after = self.guest.returned(probe, str(post)) if post else None
         before = self.guest.returned(probe, str(pre)) if pre else None
@@ -358,7 +455,8 @@ class Manager:
 
         def handler(ri: ReturnInstance, regs: Regs) -> None:
             context.entry.values = ri.arguments
-            if record(regs, ri.ret_addr, f"{describe(ri.ret_addr)} <- {function}") and after is not None:
+            hit = take(regs, probe.address or 0, ri.ret_addr, ri.at_ns)
+            if hit is not None and after is not None:
                 after(ri, regs)
 
         return Kretprobe(
@@ -369,45 +467,6 @@ class Manager:
             maxactive=_maxactive(options.get("maxactive")) or spec.maxactive,
             shadow=bool(options.get("shadow") or (self._shadow and not options.get("trampoline"))),
         )
-
-    def _recorder(
-        self, spec: ProbeSpec, options: Mapping[str, str | bool | int], context: FetchContext
-    ) -> Callable[[Regs, int, str], bool]:
-        """What an event's handler calls with the registers, the address and the place: fetch, and append a record.
-
-        It says whether this task is one that was asked for.
-        """
-        fetchers: list[tuple[str, str, Fetcher]] = [
-            (arg.name, arg.type.name, compile_fetch(arg, context)) for arg in spec.args
-        ]
-        trace, clock = self.trace, self._machine.clock
-        pid, comm = options.get("pid"), options.get("comm")
-
-        def record(regs: Regs, ip: int, where: str) -> bool:
-            cpu = regs.cpu
-            task = context.tasks.current(cpu)
-            if pid is not None and task.pid != int(pid):
-                return False
-            if comm is not None and not fnmatch.fnmatchcase(task.comm, str(comm)):
-                return False
-            trace.append(
-                Record(
-                    timestamp_ns=clock.now_ns,
-                    instructions=clock.instructions,
-                    event=spec.event,
-                    group=spec.group,
-                    comm=task.comm,
-                    pid=task.pid,
-                    cpu=0,
-                    irqs_off=not cpu.eflags & _EFLAGS_IF,
-                    ip=ip,
-                    where=where,
-                    arguments=tuple((name, kind, fetch(cpu)) for name, kind, fetch in fetchers),
-                )
-            )
-            return True
-
-        return record
 
     def _matching(self, pattern: str) -> list[_Event]:
         if pattern == "all":
@@ -421,14 +480,13 @@ class Manager:
             raise ProbeError(errno.ENOENT, f"no event matches {pattern}")
         return found
 
-    def _switch(self, target: Kprobe | Kretprobe | Jprobe | str, change: Callable[[Kprobe], None]) -> list[str]:
+    def _switch(self, target: KernelProbe | str, *, on: bool) -> list[str]:
         if not isinstance(target, str):
-            change(_kprobe(target))
+            (self._kprobes.enable if on else self._kprobes.disable)(_kprobe(target))
             return []
         events = self._matching(target)
         for event in events:
-            for _, probe in event.parts:
-                change(_kprobe(probe))
+            event.trace.enable(on)
         return [event.name for event in events]
 
     # Last, because from here on `list` means this method in the class's annotations.
@@ -437,15 +495,35 @@ class Manager:
         return [spec.listing() for event in self._events.values() for spec, _ in event.parts]
 
 
-def _kprobe(probe: Kprobe | Kretprobe | Jprobe) -> Kprobe:
+def _kprobe(probe: KernelProbe) -> Kprobe:
     """What stands at the address: the probe itself, or that of a return probe or jprobe."""
     return probe if isinstance(probe, Kprobe) else probe.kp
 
 
-def _describe(place: Place, context: FetchContext) -> str:
-    if place.symbol is None:
-        return context.describe(place.address or 0)
-    return context.describe(context.machine.symbols.lookup(place.symbol)[0].address + place.offset)
+def _hits(probe: KernelProbe) -> int:
+    """As kprobe_profile counts: an event of a return probe happens at the return."""
+    return probe.returned if isinstance(probe, Kretprobe) else _kprobe(probe).hits
+
+
+def _missed(probe: KernelProbe) -> int:
+    return probe.missed if isinstance(probe, Kretprobe) else _kprobe(probe).nmissed
+
+
+def _names(wanted: Deletion, event: _Event) -> bool:
+    group_fits = wanted.group is None or wanted.group in ("", event.trace.group)
+    event_fits = wanted.event in ("", event.trace.event)
+    return group_fits and event_fits and any(_is_meant(wanted, spec) for spec, _ in event.parts)
+
+
+def _is_meant(wanted: Deletion, spec: ProbeSpec) -> bool:
+    """The place and the first arguments, as far as they are given, are those of the definition."""
+    own = [str(spec.place), *(f"{arg.name}={arg.text}" for arg in spec.args)]
+    return own[: len(wanted.words)] == list(wanted.words)
+
+
+def _limits(options: Mapping[str, str | bool | int]) -> Limits:
+    pid, comm = options.get("pid"), options.get("comm")
+    return Limits(None if pid is None else int(pid), None if comm is None else str(comm))
 
 
 def _checked(options: Mapping[str, str | bool | int], kind: str) -> Mapping[str, str | bool | int]:

@@ -44,10 +44,11 @@ class Regs:
 
     `ip` is as Linux shows it: in a pre-handler the probed address + 1 (an int3 has been executed, whatever armed the
     probe really), in a post-handler the next instruction, in a fault handler the probed address. A pre-handler that
-    returns true continues at the `ip` it has set; otherwise writing it has no effect.
+    returns true continues at the `ip` it has set; otherwise writing it has no effect. `stop` set by a pre-handler lets
+    the run end there, as at a breakpoint, before the instruction.
     """
 
-    __slots__ = ("_calls", "_machine", "convention", "cpu", "ip")
+    __slots__ = ("_calls", "_machine", "convention", "cpu", "ip", "stop")
 
     ax, cx, dx, bx = _Gpr(0), _Gpr(1), _Gpr(2), _Gpr(3)
     sp, bp, si, di = _Gpr(4), _Gpr(5), _Gpr(6), _Gpr(7)
@@ -60,6 +61,7 @@ class Regs:
         self.convention = convention
         self.cpu = cpu
         self.ip = ip
+        self.stop = False
 
     @property
     def flags(self) -> int:

@@ -7,21 +7,12 @@ import json
 
 import pytest
 
-from emu.iface import Cpu
 from probes import Manager, ProbeError
-from probes.fetch import Task
-from probes.trace import Record, TraceRing, format_value
 from tests.support.fake_cpu import ProbedMachine
 from tests.support.fake_machine import FakeSymbol
+from tests.support.hits import Shell
 
 TEXT, DATA, LAST_PAGE = 0x10000, 0x20000, 0x31000
-
-
-class Shell:
-    """TaskInfo of a guest that runs one shell."""
-
-    def current(self, cpu: Cpu) -> Task:
-        return Task("sh", 142)
 
 
 @pytest.fixture(params=[64, 32])
@@ -203,67 +194,3 @@ def test_a_boundary_refusal_points_at_the_place(machine: ProbedMachine, manager:
     with pytest.raises(ProbeError) as refused:
         manager.add("kprobe", "p:e open+2 %ax")
     assert (refused.value.errno, refused.value.column, refused.value.token) == (errno.EILSEQ, 4, "BAD_INSN_BNDRY")
-
-
-def record(text: str = "") -> Record:
-    return Record(0, 0, "e", "g", "sh", 1, 0, False, 0, "f+0x0/0x1", (("a", "string", text),))
-
-
-def test_the_ring_overwrites_its_oldest_and_counts_them() -> None:
-    """Bounded in records."""
-    ring = TraceRing(max_records=2)
-    for text in "abc":
-        ring.append(record(text))
-    assert [kept.arguments[0][2] for kept in ring.last()] == ["b", "c"]
-    assert ring.overwritten == 1
-
-
-def test_the_ring_is_bounded_in_bytes() -> None:
-    """Long strings push out more than one."""
-    ring = TraceRing(max_bytes=5000)
-    for _ in range(10):
-        ring.append(record("x" * 2000))
-    assert len(ring) == 2
-
-
-def test_a_trace_that_is_off_keeps_nothing_and_listeners_hear_the_rest() -> None:
-    """`trace off` drops; a subscriber hears what is kept until it unsubscribes."""
-    ring, heard = TraceRing(), list[Record]()
-    unsubscribe = ring.subscribe(heard.append)
-    ring.enabled = False
-    ring.append(record())
-    ring.enabled = True
-    ring.append(record("a"))
-    unsubscribe()
-    ring.append(record("b"))
-    assert ([kept.arguments[0][2] for kept in heard], len(ring)) == (["a"], 2)
-
-
-def test_last_gives_the_newest_in_order() -> None:
-    """`trace 2` of three, `trace 0` of none."""
-    ring = TraceRing()
-    for text in "abc":
-        ring.append(record(text))
-    assert [kept.arguments[0][2] for kept in ring.last(2)] == ["b", "c"]
-    assert ring.last(0) == []
-
-
-def test_irqs_off_is_flagged() -> None:
-    """'d' in the first flag column, as ftrace has it."""
-    off = Record(1_000, 0, "e", "g", "sh", 1, 0, True, 0, "f+0x0/0x1", ())
-    assert off.text() == "              sh-1       [000] d....     0.000001: e: (f+0x0/0x1)"
-
-
-@pytest.mark.parametrize(
-    ("value", "kind", "shown"),
-    [
-        (65, "char", "'A'"),
-        (255, "x8", "0xff"),
-        (-1, "s8", "-1"),
-        ("f+0x0/0x1", "symbol", "f+0x0/0x1"),
-        (None, "symstr", "(fault)"),
-    ],
-)
-def test_values_are_formatted_by_type(value: int | str | None, kind: str, shown: str) -> None:
-    """The print functions of trace_probe.c."""
-    assert format_value(value, kind) == shown

@@ -1,0 +1,399 @@
+"""Histograms of hits: `hist:keys=common_pid.execname:vals=count` counted and shown as Linux does.
+
+Rules: pure; what a name means comes as `Variable`s, what an address is as `Describe`. Grammar, order of checks, texts,
+carets and the printed table are those of Linux 6.12 (kernel/trace/trace_events_hist.c), measured on 6.12.117. Rows with
+equal sort keys stand in the order of their first hit; Linux leaves that order to its hash. Expressions, variables and
+actions between histograms are not had.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol, TypeAlias
+
+from probes.errors import ProbeError
+from probes.filters import Predicate
+from probes.hit import Hit, Variable
+
+DEFAULT_SIZE: Final = 2048
+MIN_SIZE, MAX_SIZE = 128, 131072
+MAX_KEYS: Final = 3
+MAX_VALUES: Final = 16
+MAX_SORT: Final = 2
+MAX_STRING: Final = 255
+_MASK: Final = (1 << 64) - 1
+_BAR: Final = 20
+
+Key: TypeAlias = int | str | tuple[int, ...]
+
+_ALIASES: Final = {"cpu": "common_cpu", "CPU": "common_cpu", "stacktrace": "common_stacktrace"}
+_KEY_MODIFIERS: Final = ("hex", "sym", "sym-offset", "execname", "syscall", "log2", "usecs", "stacktrace")
+_VALUE_MODIFIERS: Final = ("hex", "percent", "graph")
+
+
+class Guest(Protocol):
+    """What a histogram asks of the guest."""
+
+    def describe(self, address: int, /) -> str:
+        """`name+0xoffset/0xsize`, or the bare address."""
+        ...
+
+    def stack(self, hit: Hit, /) -> tuple[int, ...]:
+        """Return addresses, innermost first."""
+        ...
+
+    def syscall(self, number: int, /) -> str:
+        """`sys_read`, or `unknown_syscall`."""
+        ...
+
+
+class HistError(ProbeError):
+    """A refused histogram. `logged` is whether the kernel would put it into error_log."""
+
+    def __init__(self, number: int, reason: str, command: str, at: str | None = None, *, logged: bool = True) -> None:
+        found = command.find(at) if at else 0
+        super().__init__(number, reason, definition=command, column=max(found, 0))
+        self.logged = logged
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A key or a value: the name it is printed by, the event's own name for it, and how it is shown."""
+
+    name: str
+    variable: Variable | None
+    modifier: str = ""
+    buckets: int = 0
+
+    @property
+    def text(self) -> str:
+        shown = _ALIASES.get(self.name, self.name)
+        if self.buckets:
+            return f"{shown}.buckets={self.buckets}"
+        return f"{shown}.{self.modifier}" if self.modifier else shown
+
+
+@dataclass(frozen=True, slots=True)
+class Sort:
+    """Index among hitcount, values and keys in that order."""
+
+    column: int
+    name: str
+    descending: bool
+
+    @property
+    def text(self) -> str:
+        return _ALIASES.get(self.name, self.name) + (".descending" if self.descending else "")
+
+
+@dataclass(slots=True)
+class _Row:
+    key: tuple[Key, ...]
+    sums: list[int]
+    comm: str
+
+
+@dataclass(slots=True, eq=False)
+class Histogram:
+    """One `hist` trigger. `filter_text` and `accepts` are its `if`; `hits` and `dropped` count as the kernel's map."""
+
+    keys: tuple[Column, ...]
+    values: tuple[Column, ...]
+    sort: tuple[Sort, ...]
+    size: int
+    guest: Guest
+    name: str = ""
+    show_hitcount: bool = True
+    paused: bool = False
+    filter_text: str = ""
+    accepts: Predicate | None = None
+    hits: int = 0
+    dropped: int = 0
+    rows: dict[tuple[Key, ...], _Row] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._key_of = [_key_getter(column, self.guest) for column in self.keys]
+        self._value_of = [_value_getter(column) for column in self.values]
+        self._wants_comm = any(column.modifier == "execname" for column in self.keys)
+
+    _key_of: list[Callable[[Hit], Key]] = field(init=False, repr=False)
+    _value_of: list[Callable[[Hit], int]] = field(init=False, repr=False)
+    _wants_comm: bool = field(init=False, repr=False)
+
+    def update(self, hit: Hit) -> None:
+        """Count a hit, unless it is filtered or the histogram paused."""
+        if self.paused or (self.accepts is not None and not self.accepts(hit)):
+            return
+        key = tuple([get(hit) for get in self._key_of])
+        row = self.rows.get(key)
+        if row is None:
+            if len(self.rows) >= self.size:
+                self.dropped += 1
+                return
+            comm = hit.task.comm if self._wants_comm else ""
+            row = self.rows[key] = _Row(key, [0] * (1 + len(self.values)), comm)
+        self.hits += 1
+        sums = row.sums
+        sums[0] += 1
+        for index, get in enumerate(self._value_of, start=1):
+            sums[index] = (sums[index] + get(hit)) & _MASK
+
+    def clear(self) -> None:
+        self.rows.clear()
+        self.hits = self.dropped = 0
+
+    # ------------------------------------------------------------------------------------------------------- as text
+
+    def text(self) -> str:
+        """The line the trigger file shows."""
+        values = [*(["hitcount"] if self.show_hitcount else []), *(value.text for value in self.values)]
+        name = f"name={self.name}:" if self.name else ""
+        timed = any(column.name == "common_timestamp" for column in (*self.keys, *self.values))
+        return (
+            f"hist:{name}keys={','.join(key.text for key in self.keys)}:vals={','.join(values)}"
+            f":sort={','.join(sort.text for sort in self.sort)}:size={self.size}{':clock=global' if timed else ''}"
+            f"{'' if self.show_hitcount else ':nohitcount'}{f' if {self.filter_text}' if self.filter_text else ''}"
+            f" [{'paused' if self.paused else 'active'}]"
+        )
+
+    def lines(self) -> list[str]:
+        """What `cat hist` shows of it."""
+        rows = self.sorted_rows()
+        totals = [sum(row.sums[i] for row in rows) for i in range(len(self.values) + 1)]
+        tops = [max((row.sums[i] for row in rows), default=0) for i in range(len(self.values) + 1)]
+        shown = ["# event histogram", "#", f"# trigger info: {self.text()}", "#", ""]
+        shown += [self._row(row, totals, tops) for row in rows]
+        return [
+            *shown,
+            "",
+            "Totals:",
+            f"    Hits: {self.hits}",
+            f"    Entries: {len(rows)}",
+            f"    Dropped: {self.dropped}",
+        ]
+
+    def sorted_rows(self) -> list[_Row]:
+        def compare(one: _Row, other: _Row) -> int:
+            for sort in self.sort:
+                left, right = self._sorted_by(one, sort.column), self._sorted_by(other, sort.column)
+                if left != right:
+                    return -1 if (left < right) is not sort.descending else 1  # type: ignore[operator]
+            return 0
+
+        return sorted(self.rows.values(), key=functools.cmp_to_key(compare))
+
+    def _sorted_by(self, row: _Row, column: int) -> Key:
+        return row.sums[column] if column < len(row.sums) else row.key[column - len(row.sums)]
+
+    def _row(self, row: _Row, totals: Sequence[int], tops: Sequence[int]) -> str:
+        keys = [self._shown_key(column, value, row) for column, value in zip(self.keys, row.key, strict=True)]
+        end = "" if keys[-1].endswith("\n") else " "
+        parts = [f"{{ {', '.join(keys)}{end}}}"]
+        if self.show_hitcount:
+            parts.append(f" hitcount: {row.sums[0]:>10}")
+        for index, column in enumerate(self.values, start=1):
+            value = row.sums[index] if column.variable is not None else row.sums[0]
+            total, top = (totals[index], tops[index]) if column.variable is not None else (totals[0], tops[0])
+            parts.append(f"  {_shown_value(column, value, total, top)}")
+        return "".join(parts)
+
+    def _shown_key(self, column: Column, value: Key, row: _Row) -> str:
+        name = column.name
+        if isinstance(value, tuple):
+            frames = "".join(f"{'':9}{self.guest.describe(address)}\n" for address in value)
+            return f"{_ALIASES.get(name, name)}:\n{frames}"
+        if isinstance(value, str) and column.modifier != "hex":
+            return f"{name}: {value:<50}"
+        if isinstance(value, str):
+            value = int.from_bytes(value.encode("utf-8", "replace")[:8], "little")
+        value &= _MASK
+        if column.buckets:
+            return f"{name}: ~ {value}-{value + column.buckets - 1}"
+        match column.modifier:
+            case "hex":
+                return f"{name}: {value:x}"
+            case "sym":
+                return f"{name}: [{value:x}] {self.guest.describe(value).partition('+')[0]:<45}"
+            case "sym-offset":
+                return f"{name}: [{value:x}] {self.guest.describe(value):<55}"
+            case "execname":
+                return f"{name}: {row.comm:<16}[{value:>10}]"
+            case "syscall":
+                return f"{name}: {self.guest.syscall(value):<30}[{value:>3}]"
+            case "log2":
+                return f"{name}: ~ 2^{value:<2}"
+        return f"{name}: {value:>10}"
+
+
+def _shown_value(column: Column, value: int, total: int, top: int) -> str:
+    match column.modifier:
+        case "percent":
+            share = value * 10000 // total if total else 0
+            return f"{column.name} (%): {share // 100:>3}.{share % 100:02}"
+        case "graph":
+            return f"{column.name}: {'#' * -(-value * _BAR // top if top else 0):<{_BAR}}"
+        case "hex":
+            return f"{column.name}: {value:>10x}"
+    return f"{column.name}: {value:>10}"
+
+
+def _key_getter(column: Column, guest: Guest) -> Callable[[Hit], Key]:
+    variable, buckets = column.variable, column.buckets
+    if column.name in ("common_stacktrace", "stacktrace"):
+        return guest.stack
+    if variable is None:  # hitcount
+        return lambda hit: 1
+    get = variable.get
+    if variable.field.text:
+        return lambda hit: str(get(hit) or "")[:MAX_STRING]
+
+    def number(hit: Hit) -> int:
+        value = get(hit)
+        return value if isinstance(value, int) else 0
+
+    if column.modifier == "log2":
+        return lambda hit: (max(number(hit) & _MASK, 1) - 1).bit_length()
+    if buckets:
+        return lambda hit: (number(hit) & _MASK) // buckets * buckets
+    if column.modifier == "usecs" and column.name == "common_timestamp":
+        return lambda hit: number(hit) // 1000
+    return number
+
+
+def _value_getter(column: Column) -> Callable[[Hit], int]:
+    variable = column.variable
+    if variable is None or variable.field.text:
+        return lambda hit: 1 if variable is None else 0  # hitcount; the address of a string means nothing here
+    get = variable.get
+
+    def number(hit: Hit) -> int:
+        value = get(hit)
+        return value if isinstance(value, int) else 0
+
+    return number
+
+
+# ------------------------------------------------------------------------------------------------------------ parsing
+
+
+def parse_histogram(command: str, variables: Mapping[str, Variable], guest: Guest) -> tuple[Histogram, str]:
+    """`hist:...` without its `if`. -> the histogram and "pause", "cont", "clear" or "" as the command says.
+
+    HistError as the kernel would refuse it.
+    """
+    return _Parser(command, variables, guest).parse()
+
+
+class _Parser:
+    def __init__(self, command: str, variables: Mapping[str, Variable], guest: Guest) -> None:
+        self._command = command
+        self._variables = variables
+        self._guest = guest
+        self._keys: tuple[Column, ...] = ()
+        self._values: tuple[Column, ...] = ()
+
+    def parse(self) -> tuple[Histogram, str]:
+        given, flags = self._attributes()
+        if not given.get("keys"):
+            raise HistError(errno.EINVAL, "A histogram needs keys=FIELD", self._command, logged=False)
+        size = self._size(given["size"]) if "size" in given else DEFAULT_SIZE
+        values = [
+            self._column(text, key=False) for text in given.get("vals", "").split(",") if text not in ("", "hitcount")
+        ]
+        if "nohitcount" in flags and not values:
+            raise HistError(errno.ENOENT, "Non-hitcount value is required for 'nohitcount'", self._command)
+        keys = [self._column(text, key=True) for text in given["keys"].split(",")]
+        if len(keys) > MAX_KEYS or len(values) >= MAX_VALUES:
+            what = f"at most {MAX_KEYS} keys and {MAX_VALUES - 1} values"
+            raise HistError(errno.EINVAL, f"A histogram has {what}", self._command, logged=False)
+        self._keys, self._values = tuple(keys), tuple(values)
+        sort = tuple(self._sorts(given["sort"])) if "sort" in given else (Sort(0, "hitcount", descending=False),)
+        made = Histogram(
+            self._keys,
+            self._values,
+            sort,
+            size,
+            self._guest,
+            name=given.get("name", ""),
+            show_hitcount="nohitcount" not in flags,
+            paused="pause" in flags,
+        )
+        return made, next((flag for flag in ("pause", "cont", "clear") if flag in flags), "")
+
+    def _attributes(self) -> tuple[dict[str, str], set[str]]:
+        given: dict[str, str] = {}
+        flags: set[str] = set()
+        for part in self._command.split(":")[1:]:
+            name, equals, value = part.partition("=")
+            name = {"key": "keys", "val": "vals", "values": "vals"}.get(name, name)
+            flag = {"continue": "cont", "NOHC": "nohitcount"}.get(part, part)
+            if equals and name in ("keys", "vals", "sort", "size", "name", "clock"):
+                if not value:
+                    raise HistError(errno.EINVAL, "Empty assignment", self._command, part)
+                given[name] = value
+            elif flag in ("pause", "cont", "clear", "nohitcount"):
+                flags.add(flag)
+            elif part or not given:
+                what = "histogram variables, expressions and actions are not available"
+                raise HistError(errno.EINVAL, what, self._command, part, logged=False)
+        return given, flags
+
+    def _size(self, text: str) -> int:
+        if not text.isdecimal() or len(text) > 9 or not MIN_SIZE <= int(text) <= MAX_SIZE:
+            reason = f"size is a number from {MIN_SIZE} to {MAX_SIZE}"
+            raise HistError(errno.EINVAL, reason, self._command, logged=False)
+        return 1 << (int(text) - 1).bit_length()
+
+    def _column(self, text: str, *, key: bool) -> Column:
+        name, _, modifier = text.partition(".")
+        if "." in modifier:  # SYSTEM.EVENT.FIELD
+            last = modifier.rpartition(".")[2]
+            raise HistError(errno.EINVAL, "Couldn't find field", self._command, last)
+        modifier, equals, count = modifier.partition("=")
+        buckets = 0
+        if modifier == "buckets" and key:
+            if not count.isdecimal() or not 0 < int(count[:20]) < 1 << 63:
+                raise self._bad_modifier(count)
+            buckets, modifier = int(count), ""
+        elif equals or (modifier and modifier not in _KEY_MODIFIERS + _VALUE_MODIFIERS + ("buckets",)):
+            raise self._bad_modifier(modifier)
+        variable = self._find(name)
+        refused = modifier in _VALUE_MODIFIERS[1:] if key else modifier not in ("", *_VALUE_MODIFIERS)
+        if refused:
+            raise self._bad_modifier(modifier if key else text)
+        if modifier == "execname" and name != "common_pid":
+            raise self._bad_modifier(modifier)
+        if modifier == "stacktrace":
+            raise self._bad_modifier(text)
+        return Column(name, variable, modifier, buckets)
+
+    def _find(self, name: str) -> Variable | None:
+        if name in ("hitcount", "stacktrace", "common_stacktrace"):
+            return None
+        known = None if name.lower() in ("comm", "stacktrace") else self._variables.get(name)
+        if known is None:
+            raise HistError(errno.EINVAL, "Couldn't find field", self._command, name)
+        return known
+
+    def _bad_modifier(self, at: str) -> HistError:
+        return HistError(errno.EINVAL, "Invalid field modifier", self._command, at)
+
+    def _sorts(self, text: str) -> list[Sort]:
+        fields = text.split(",")
+        if len(fields) > MAX_SORT and all(fields):
+            raise HistError(errno.EINVAL, f"Too many sort fields (Max = {MAX_SORT})", self._command, "sort")
+        return [self._sort(one) for one in fields]
+
+    def _sort(self, text: str) -> Sort:
+        if not text:
+            raise HistError(errno.EINVAL, "Empty sort field", self._command, "sort")
+        name, dot, order = text.partition(".")
+        columns = ["hitcount", *(value.name for value in self._values), *(key.name for key in self._keys)]
+        if dot and order not in ("ascending", "descending"):
+            raise HistError(errno.EINVAL, "Invalid sort modifier", self._command, order)
+        if name not in columns:
+            raise HistError(errno.EINVAL, "Sort field must be a key or a val", self._command, name)
+        return Sort(columns.index(name), name, order == "descending")
