@@ -26,6 +26,7 @@ from probes.linux.kernel import kernel_types
 from probes.linux.programs import linux_programs
 from probes.linux.tasks import current_tasks
 from probes.lookup import did_you_mean
+from probes.matching import check_same_shape, is_meant
 from probes.objects import ObjectLoader
 from probes.programs import Programs
 from probes.refusals import Refusal
@@ -231,7 +232,7 @@ class Manager:
         chosen = _checked(options or {}, "kretprobe" if spec.is_return else kind)
         event = self._events.get(spec.name)
         if event is not None:
-            _check_same_shape(event, spec)
+            check_same_shape([known for known, _ in event.parts], spec)
         else:
             event = self._new_event(spec)
         armed = event.trace.armed if event.parts else not chosen.get("disabled")
@@ -346,7 +347,7 @@ class Manager:
             raise ProbeError(errno.ENOENT, f"no event is meant by {wanted.definition}")
         self._check_idle(found)
         for event in found:
-            for part in [part for part in event.parts if _is_meant(wanted, part[0])]:
+            for part in [part for part in event.parts if is_meant(wanted, part[0])]:
                 self.unregister(part[1])
                 event.parts.remove(part)
             if not event.parts:
@@ -512,13 +513,7 @@ def _missed(probe: KernelProbe) -> int:
 def _names(wanted: Deletion, event: _Event) -> bool:
     group_fits = wanted.group is None or wanted.group in ("", event.trace.group)
     event_fits = wanted.event in ("", event.trace.event)
-    return group_fits and event_fits and any(_is_meant(wanted, spec) for spec, _ in event.parts)
-
-
-def _is_meant(wanted: Deletion, spec: ProbeSpec) -> bool:
-    """The place and the first arguments, as far as they are given, are those of the definition."""
-    own = [str(spec.place), *(f"{arg.name}={arg.text}" for arg in spec.args)]
-    return own[: len(wanted.words)] == list(wanted.words)
+    return group_fits and event_fits and any(is_meant(wanted, spec) for spec, _ in event.parts)
 
 
 def _limits(options: Mapping[str, str | bool | int]) -> Limits:
@@ -557,47 +552,3 @@ def _arm(value: str | bool | int) -> Arm:
         case "auto" | "int3" | "hook":
             return value
     raise ProbeError(errno.EINVAL, "--arm takes auto, int3 or hook")
-
-
-def _check_same_shape(event: _Event, spec: ProbeSpec) -> None:
-    """A further definition under a known name adds a place; its arguments must be the same ([M] 6.12)."""
-    if not event.parts:
-        return
-    first = event.parts[0][0]
-    if first.is_return != spec.is_return:
-        raise ProbeError(
-            errno.EEXIST,
-            "Probe type is different from existing probe",
-            definition=spec.definition,
-            column=0,
-            token="DIFF_PROBE_TYPE",
-        )
-    for index, (old, new) in enumerate(zip(first.args, spec.args, strict=False)):
-        if (old.name, old.type) != (new.name, new.type):
-            raise _different(spec, index)
-    if len(first.args) != len(spec.args):
-        raise _different(spec, min(len(first.args), len(spec.args)))
-    if any(known.place == spec.place and known.args == spec.args for known, _ in event.parts):
-        raise ProbeError(
-            errno.EEXIST,
-            "There is already the exact same probe event",
-            definition=spec.definition,
-            column=0,
-            token="SAME_PROBE",
-        )
-
-
-def _different(spec: ProbeSpec, index: int) -> ProbeError:
-    return ProbeError(
-        errno.EEXIST,
-        "Argument type or name is different from existing probe",
-        definition=spec.definition,
-        column=_column(spec, index),
-        token="DIFF_ARG_TYPE",
-    )
-
-
-def _column(spec: ProbeSpec, index: int) -> int:
-    """Where argument `index` begins in the definition, or where a further one would."""
-    words = spec.definition.split(" ")
-    return min(sum(len(word) + 1 for word in words[: index + 2]), len(spec.definition))
