@@ -343,9 +343,12 @@ class TraceEvent:
         """A fetch argument in the place of this event's own."""
         line = f"{'r' if self.is_return else 'p'}:a/b {self._spec.place} v={text}"
         try:
-            return parse(line, self._events.scope).args[0]
+            arg = parse(line, self._events.scope).args[0]
         except ProbeError as error:
             raise ProbeError(error.errno, f"{text}: {error.reason}") from None
+        if arg.symbol is not None and self._events.guest.span(arg.symbol.symbol) is None:
+            raise ProbeError(errno.ENOENT, f"{text}: no symbol {arg.symbol.symbol}")
+        return arg
 
     def leave(self) -> Callable[[Hit, int], None]:
         if self.is_return:
