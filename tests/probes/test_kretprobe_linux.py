@@ -86,16 +86,20 @@ def test_unregistered_while_a_process_sleeps_inside(kernel: str) -> None:
 
 
 def test_event_of_a_return_names_both_ends(kernel: str) -> None:
-    """`EV: (CALLER+0xO/0xS <- FUNC)` with the result, by shadow where nobody says."""
+    """`EV: (CALLER+0xO/0xS <- FUNC)` with the result, by shadow where nobody says.
+
+    A kernel with BTF knows that it is a long.
+    """
     machine = another(kernel)
     manager = Manager(machine)
     assert manager.add("kretprobe", "r:ret do_sys_openat2 $retval") == ["r10:kprobes/ret do_sys_openat2 arg1=$retval"]
     run_shell(machine, "cat /nonexistent")
     texts = [record.text() for record in manager.trace.last()]
     lines = [
-        re.search(r"ret: \((\S+)\+0x[0-9a-f]+/0x[0-9a-f]+ <- do_sys_openat2\) arg1=(0x[0-9a-f]+)$", t) for t in texts
+        re.search(r"ret: \((\S+)\+0x[0-9a-f]+/0x[0-9a-f]+ <- do_sys_openat2\) arg1=(0x[0-9a-f]+|-?\d+)$", t)
+        for t in texts
     ]
     assert all(lines)
-    results = {int(line[2], 16) & 0xFFFFFFFF for line in lines if line is not None}
+    results = {int(line[2], 0) & 0xFFFFFFFF for line in lines if line is not None}
     assert 0xFFFFFFFE in results  # -ENOENT
     assert "    by shadow: " in "\n".join(manager.info("ret"))
