@@ -30,6 +30,7 @@ class RunOptions:
     """How a machine is run, whatever it was made from. `listen` None lets no debugger in."""
 
     listen: Address | None = None
+    observe: Address | None = None
     wait: bool = False
     probes: tuple[str, ...] = ()
     probe_files: tuple[Path, ...] = ()

@@ -163,12 +163,16 @@ class Arguments:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A declared command. `options` maps an option's name to what stands for its value, or None for a bare one."""
+    """A declared command. `options` maps an option's name to what stands for its value, or None for a bare one.
+
+    `looks`: it changes nothing, not even for other clients.
+    """
 
     grammar: str
     help: str
     options: Mapping[str, str | None]
     method: str
+    looks: bool = False
 
     @property
     def verb(self) -> str:
@@ -183,12 +187,12 @@ _WORD = re.compile(r"\s*(\S+)")
 
 
 def command(
-    grammar: str, help_text: str, options: Mapping[str, str | None] | None = None
+    grammar: str, help_text: str, options: Mapping[str, str | None] | None = None, *, looks: bool = False
 ) -> Callable[[Handler], Handler]:
     """Declare the decorated method the handler of `grammar`; may be given several times on one method."""
 
     def mark(handler: Handler) -> Handler:
-        declared = Command(grammar, help_text, options or {}, handler.__name__)
+        declared = Command(grammar, help_text, options or {}, handler.__name__, looks)
         setattr(handler, _MARK, (declared, *getattr(handler, _MARK, ())))
         return handler
 
@@ -280,10 +284,15 @@ class Monitor:
         self._streaming: Callable[[str], None] | None = None
         self.commands = _declared(type(self))
 
-    def execute(self, line: str, stream: Callable[[str], None] | None = None) -> Answer:
-        """Carry out one line. `stream` takes the lines of `trace stream on`, where the client can be sent them."""
+    def execute(self, line: str, stream: Callable[[str], None] | None = None, *, looks_only: bool = False) -> Answer:
+        """Carry out one line. `stream` takes the lines of `trace stream on`, where the client can be sent them.
+
+        With `looks_only` what changes anything is refused.
+        """
         try:
             command, arguments = self._parse(line)
+            if looks_only and not command.looks:
+                raise CommandError("this endpoint only shows the machine; what changes it is for a debugger")
             arguments.stream = stream
             return Answer(tuple(getattr(self, command.method)(arguments)))
         except (CommandError, MachineError) as error:
@@ -309,7 +318,7 @@ class Monitor:
                 return command, arguments
         raise CommandError("usage: " + "\n       ".join(command.grammar for command in candidates))
 
-    @command("help [COMMAND]", "the commands, or all about one of them")
+    @command("help [COMMAND]", "the commands, or all about one of them", looks=True)
     def help(self, arguments: Arguments) -> Sequence[str]:
         verb = arguments.words.get("COMMAND")
         chosen = [command for command in self.commands if verb in (None, command.verb)]
@@ -324,11 +333,13 @@ class Monitor:
                 lines.append("  OPTIONS: " + "  ".join(shown))
         return lines
 
-    @command(f"info {'|'.join(TOPICS)}", "the machine's own state")
+    @command(f"info {'|'.join(TOPICS)}", "the machine's own state", looks=True)
     def info(self, arguments: Arguments) -> Sequence[str]:
         return _need(self._services.inspector, "this machine cannot be inspected").lines(arguments.choice)
 
-    @command("xp/FMT ADDR", "physical memory; FMT is a count, a format of x d u o c i and a size of b h w g")
+    @command(
+        "xp/FMT ADDR", "physical memory; FMT is a count, a format of x d u o c i and a size of b h w g", looks=True
+    )
     def physical_memory(self, arguments: Arguments) -> Sequence[str]:
         count, style, size = _parse_format(arguments.words["FMT"])
         address = self._address(arguments.words["ADDR"])
@@ -340,7 +351,7 @@ class Monitor:
         data = self._services.machine.memory.read_physical(address, count * size)
         return _dump(address, data, style, size)
 
-    @command("symbols GLOB", "symbols whose name matches")
+    @command("symbols GLOB", "symbols whose name matches", looks=True)
     def symbols(self, arguments: Arguments) -> Sequence[str]:
         table = self._services.machine.symbols
         pattern = arguments.words["GLOB"]
@@ -371,7 +382,7 @@ class Monitor:
         act = snapshots.save if arguments.choice == "save" else snapshots.restore
         return act(arguments.words["NAME"])
 
-    @command("snapshot list", "the states kept")
+    @command("snapshot list", "the states kept", looks=True)
     def snapshot_list(self, _arguments: Arguments) -> Sequence[str]:
         return self._snapshots().list()
 
@@ -387,15 +398,15 @@ class Monitor:
     def return_probe_add(self, arguments: Arguments) -> Sequence[str]:
         return self._probes().add("kretprobe", arguments.words["DEF"], arguments.options)
 
-    @command("jprobe list", "the probes, their state and hits")
-    @command("kprobe list", "the probes, their state and hits")
-    @command("kretprobe list", "the same")
+    @command("jprobe list", "the probes, their state and hits", looks=True)
+    @command("kprobe list", "the probes, their state and hits", looks=True)
+    @command("kretprobe list", "the same", looks=True)
     def probe_list(self, _arguments: Arguments) -> Sequence[str]:
         return self._probes().list()
 
-    @command("jprobe info NAME", "all about one probe")
-    @command("kprobe info NAME", "all about one probe")
-    @command("kretprobe info NAME", "the same, with what became of every entry")
+    @command("jprobe info NAME", "all about one probe", looks=True)
+    @command("kprobe info NAME", "all about one probe", looks=True)
+    @command("kretprobe info NAME", "the same, with what became of every entry", looks=True)
     def probe_info(self, arguments: Arguments) -> Sequence[str]:
         return self._probes().info(arguments.words["NAME"])
 
@@ -428,34 +439,34 @@ class Monitor:
             self._trace().enable(arguments.choice == "on")
         return []
 
-    @command("trace [N]", "the trace, or its last N records")
+    @command("trace [N]", "the trace, or its last N records", looks=True)
     def trace(self, arguments: Arguments) -> Sequence[str]:
         count = arguments.words.get("N")
         if count is not None and not count.isdecimal():
             raise CommandError(f"trace: {count!r} is no number of records")
         return self._trace().lines(None if count is None else int(count))
 
-    @command("ps", "the guest's processes")
+    @command("ps", "the guest's processes", looks=True)
     def ps(self, _arguments: Arguments) -> Sequence[str]:
         return self._system().processes()
 
-    @command("maps PID", "a process's memory, as /proc/PID/maps")
+    @command("maps PID", "a process's memory, as /proc/PID/maps", looks=True)
     def maps(self, arguments: Arguments) -> Sequence[str]:
         return self._system().maps(_pid(arguments))
 
-    @command("files PID", "a process's open files, as /proc/PID/fd")
+    @command("files PID", "a process's open files, as /proc/PID/fd", looks=True)
     def files(self, arguments: Arguments) -> Sequence[str]:
         return self._system().files(_pid(arguments))
 
-    @command("lsmod", "the kernel's modules")
+    @command("lsmod", "the kernel's modules", looks=True)
     def lsmod(self, _arguments: Arguments) -> Sequence[str]:
         return self._system().modules()
 
-    @command("dmesg", "what the kernel has printed")
+    @command("dmesg", "what the kernel has printed", looks=True)
     def dmesg(self, _arguments: Arguments) -> Sequence[str]:
         return self._system().log()
 
-    @command("page-cache PATH", "a file's pages in the guest's memory: offsets and physical addresses")
+    @command("page-cache PATH", "a file's pages in the guest's memory: offsets and physical addresses", looks=True)
     def page_cache(self, arguments: Arguments) -> Sequence[str]:
         return self._system().page_cache(arguments.words["PATH"])
 

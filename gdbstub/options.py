@@ -178,6 +178,14 @@ def address(text: str) -> Address:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def endpoint(text: str) -> Address:
+    """HOST:PORT or unix:PATH: where more than one client can come."""
+    place = address(text)
+    if isinstance(place, Stdio):
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT or unix:PATH")
+    return place
+
+
 def console(text: str) -> ConsolePlace:
     """stdio, none, HOST:PORT, or a file: whatever has a slash or no colon."""
     if text == "stdio":
@@ -342,6 +350,12 @@ def _add_common(sub: _Parser) -> None:
         type=Path,
         help="let debuggers read files of this folder (gdb: `remote get`, target:), and never beyond it",
     )
+    stub.add_argument(
+        "--observe",
+        metavar="ADDRESS",
+        type=endpoint,
+        help="HOST:PORT or unix:PATH, where any number of clients may look, and change or stop nothing",
+    )
     probes = sub.add_argument_group("probes")
     probes.add_argument(
         "--probe",
@@ -502,6 +516,7 @@ def _run_options(given: argparse.Namespace, fresh: dict[str, object]) -> RunOpti
         place = "none" if _standard_output(given) else "stdio"
     return RunOptions(
         listen=listen,
+        observe=given.observe,
         wait=given.wait,
         probes=tuple(given.probe),
         probe_files=tuple(given.probe_file),

@@ -10,9 +10,16 @@ import binascii
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
-Owner = TypeVar("Owner")
+
+class PacketOwner(Protocol):
+    def allows(self, name: str, /) -> bool:
+        """Whether packet `name` exists for its client."""
+        ...
+
+
+Owner = TypeVar("Owner", bound=PacketOwner)
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 
@@ -109,6 +116,8 @@ class PacketTable(Generic[Owner]):
 
     @staticmethod
     def _available(owner: Owner, declaration: Declaration) -> bool:
+        if not owner.allows(declaration.name):
+            return False
         return declaration.requires is None or getattr(owner, declaration.requires) is not None
 
 

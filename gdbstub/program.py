@@ -29,13 +29,14 @@ from gdbstub.commands import LogTopic, RunOptions
 from gdbstub.console import ConsoleError, Keyboard, serve_tcp, type_in
 from gdbstub.files import FileTree
 from gdbstub.monitor import Monitor, Services
+from gdbstub.observe import ObserverSession
 from gdbstub.outcome import SUCCESS, USAGE, Outcome, UsageError, judge, summary
 from gdbstub.outputs import Output, open_output, reader_is_gone
 from gdbstub.recording import Event, Recorder, Start, event_line, start_line
 from gdbstub.replay import Difference, Replay
 from gdbstub.scripts import HostScripts, ScriptFolder
 from gdbstub.servedir import ServedFolder
-from gdbstub.server import Server
+from gdbstub.server import NewObserver, NewSession, Server
 from gdbstub.services import GuestSystem, MachineInspector, NamedSnapshots, TraceText, disassembler
 from gdbstub.session import Session
 from gdbstub.terminal import say, show_status
@@ -253,6 +254,8 @@ class Program:
         options, machine = self.options, self.machine
         if options.listen is not None:
             await nursery.start(partial(server.serve, options.listen, say))
+        if options.observe is not None:
+            await nursery.start(partial(server.serve, options.observe, say, observe=True))
         if isinstance(options.console, Tcp):
             await nursery.start(serve_tcp, options.console, machine, runner)
         elif options.console == "stdio":
@@ -325,14 +328,22 @@ class Program:
         if (record := self._record) is not None:
             record.write_line(start_line(self._beginning()))
             self._recorder = Recorder(self.machine, lambda event: record.write_line(event_line(event)))
-        log = partial(self._log, "rsp") if self._log is not None else None
-        return Server(runner, self._sessions(), on_kill=self.end, report=say, waiting=self.options.wait, log=log)
+        new_session, new_observer = self._sessions()
+        return Server(
+            runner,
+            new_session,
+            on_kill=self.end,
+            report=say,
+            waiting=self.options.wait,
+            log=partial(self._log, "rsp") if self._log is not None else None,
+            new_observer=new_observer,
+        )
 
     def _beginning(self) -> Start:
         return Start(self.options.words, self.machine.instructions, self.machine.ram_sha256())
 
-    def _sessions(self) -> Callable[[Callable[[], None]], Session]:
-        """What makes the session of a connection, noted by the recorder where there is one."""
+    def _sessions(self) -> tuple[NewSession, NewObserver]:
+        """What makes the session of a debugger, noted by the recorder where there is one, and that of an observer."""
         machine = self.machine
         monitor = Monitor(
             Services(
@@ -359,9 +370,13 @@ class Program:
             except FetchError as error:
                 raise iface.MachineError(str(error)) from error
 
-        return lambda wake: make(
-            machine, arch, files=files, monitor=monitor, tracing=tracing, restart=restart, wake=wake
-        )
+        def new_session(wake: Callable[[], None]) -> Session:
+            return make(machine, arch, files=files, monitor=monitor, tracing=tracing, restart=restart, wake=wake)
+
+        def new_observer(wake: Callable[[], None]) -> ObserverSession:
+            return ObserverSession(machine, arch, files=files, monitor=monitor, wake=wake)
+
+        return new_session, new_observer
 
     def replay(self, start: Start, events: Sequence[Event]) -> Difference | str | None:
         """In place of `run`: what is different from the record, None if nothing is."""
@@ -370,7 +385,7 @@ class Program:
             return "the machine is another one than was recorded, before its first instruction"
         replay = Replay(self.machine, events, waiting=self.options.wait)
         self._recorder = Recorder(self.machine, replay.record)
-        return replay.run(self._recorder, self._sessions())
+        return replay.run(self._recorder, self._sessions()[0])
 
     def _files(self) -> FileTree:
         """What a debugger may read: the guest's symbols as an ELF file, made when the first one asks."""

@@ -24,6 +24,7 @@ from emu.runner import Runner
 from gdbstub.actions import Action, Detach, Kill, Resume, Send
 from gdbstub.actions import Interrupt as InterruptRun
 from gdbstub.address import Address, AddressError, Stdio, Tcp, Unix
+from gdbstub.observe import ObserverSession
 from gdbstub.rsp import (
     NEED_DATA,
     Ack,
@@ -46,13 +47,15 @@ _GONE = (trio.BrokenResourceError, trio.ClosedResourceError)
 
 NewSession: TypeAlias = Callable[[Callable[[], None]], Session]
 """Makes the session of one connection; its argument is the session's `wake`."""
+NewObserver: TypeAlias = Callable[[Callable[[], None]], ObserverSession]
 
 
 class Server:
     """All connections to one machine.
 
     `new_session` is called for each; `on_kill` when a debugger ends the machine (`kill`); `report` gets the text of a
-    defect of ours, which costs no more than its connection; `log`, where given, each packet with its direction. With
+    defect of ours, which costs no more than its connection; `log`, where given, each packet with its direction.
+    `new_observer` makes the sessions of clients that only look (`serve` with `observe`), which hold nothing. With
     `waiting`, one hold of the runner's is given back when the first debugger has come: the guest stands still for it.
     """
 
@@ -65,9 +68,11 @@ class Server:
         report: Callable[[str], None],
         waiting: bool = False,
         log: Callable[[str], None] | None = None,
+        new_observer: NewObserver | None = None,
     ) -> None:
         self.runner = runner
         self.new_session = new_session
+        self.new_observer = new_observer
         self.on_kill = on_kill
         self.report = report
         self.log = log
@@ -82,6 +87,7 @@ class Server:
         address: Address,
         announce: Callable[[str], None] = lambda text: None,
         *,
+        observe: bool = False,
         task_status: trio.TaskStatus[list[Address]] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Listen at `address` until cancelled (or, on standard input, until its end).
@@ -97,17 +103,21 @@ class Server:
         async with _listen(address) as listeners:
             bound = [_bound_address(listener) for listener in listeners]
             for place in bound:
-                announce(f"listening on {place}")
+                announce(f"{'observed' if observe else 'listening'} on {place}")
             task_status.started(bound)
-            await trio.serve_listeners(self._serve_socket, listeners)
+            await trio.serve_listeners(partial(self._serve_socket, observe=observe), listeners)
 
-    async def _serve_socket(self, stream: trio.SocketStream) -> None:
+    async def _serve_socket(self, stream: trio.SocketStream, *, observe: bool) -> None:
         name = stream.socket.getpeername() if stream.socket.family != socket.AF_UNIX else None
-        await self.serve_stream(stream, str(Tcp(name[0], name[1])) if name else "a local client")
+        await self.serve_stream(stream, str(Tcp(name[0], name[1])) if name else "a local client", observe=observe)
 
-    async def serve_stream(self, stream: trio.abc.Stream, peer: str) -> None:
+    async def serve_stream(self, stream: trio.abc.Stream, peer: str, *, observe: bool = False) -> None:
         """Serve one client until it closes; `peer` names it for others. Cancelled, the debugger is detached first."""
-        await Connection(self, stream, peer).serve()
+        if observe:
+            assert self.new_observer is not None
+            await Observer(self, self.new_observer, stream, peer).serve()
+        else:
+            await Connection(self, self.new_session, stream, peer).serve()
 
     def first_debugger_is_here(self) -> None:
         """Give back the hold of `waiting`, once."""
@@ -163,7 +173,7 @@ class Server:
 class Connection:
     """One client. A task reads it; while the guest runs for it, another carries that out and sends the reply."""
 
-    def __init__(self, server: Server, stream: trio.abc.Stream, peer: str) -> None:
+    def __init__(self, server: Server, new_session: NewSession, stream: trio.abc.Stream, peer: str) -> None:
         self.peer = peer
         self._server = server
         self._runner = server.runner
@@ -172,7 +182,7 @@ class Connection:
         self._sending = trio.Lock()
         self._output = trio.Event()  # the session has lines to send
         token = trio.lowlevel.current_trio_token()
-        self._session = server.new_session(lambda: token.run_sync_soon(self._output_is_ready, idempotent=True))
+        self._session = new_session(lambda: token.run_sync_soon(self._output_is_ready, idempotent=True))
         if server.debugger is not None:
             self._session.rival = server.debugger.peer
         self._resuming = False  # a stop reply is owed
@@ -218,7 +228,7 @@ class Connection:
             case Interrupt():
                 self._log("->", b"\x03")
                 if self._resuming:
-                    self._runner.interrupt()
+                    self._interrupt()
             case BadChecksum():
                 if self._codec.ack_mode:
                     await self._send()
@@ -264,7 +274,7 @@ class Connection:
             case InterruptRun(payload):
                 await self._send(payload)
                 if self._resuming:
-                    self._runner.interrupt()
+                    self._interrupt()
             case Detach(payload):
                 await self._leave()
                 await self._send(payload)
@@ -293,6 +303,9 @@ class Connection:
                 await self._notify(*payloads)
             else:
                 await self._send(*payloads)
+
+    def _interrupt(self) -> None:
+        self._runner.interrupt()
 
     async def _end_run(self) -> None:
         """End the guest's run without telling the client, who has asked for something that ends it."""
@@ -367,6 +380,39 @@ class Connection:
     def _busy(self) -> str:
         debugger = self._server.debugger
         return f"{debugger.peer if debugger else 'another client'} is debugging this machine; one debugger at a time"
+
+
+class Observer(Connection):
+    """A client that only looks: it holds nothing and resumes nothing. What it takes for a run lasts until Ctrl-C."""
+
+    def __init__(self, server: Server, new_session: NewObserver, stream: trio.abc.Stream, peer: str) -> None:
+        super().__init__(server, self._keep(new_session), stream, peer)
+        self._woken = trio.Event()
+
+    def _keep(self, new_session: NewObserver) -> NewSession:
+        def make(wake: Callable[[], None]) -> Session:
+            self._observer = new_session(wake)
+            return self._observer
+
+        return make
+
+    async def _become_debugger(self) -> bool:
+        if not self._session.attached:
+            await self._runner.call(self._session.open)
+        return True
+
+    async def _leave(self) -> None:
+        self._session.close()
+
+    async def _resume(self, _resume: Resume) -> None:
+        await self._woken.wait()
+        payloads = await self._runner.call(self._observer.interrupted)
+        self._resuming, self._woken = False, trio.Event()
+        with self._server.answering():
+            await self._send(*payloads)
+
+    def _interrupt(self) -> None:
+        self._woken.set()
 
 
 # ------------------------------------------------------------------------------------------------------------ listeners

@@ -21,7 +21,7 @@ from gdbstub.agent import Agent, StateVariables
 from gdbstub.breakpackets import BreakPackets
 from gdbstub.filepackets import FilePackets
 from gdbstub.files import FileError, FileTree
-from gdbstub.monitor import Monitor
+from gdbstub.monitor import Answer, Monitor
 from gdbstub.packets import PacketError, PacketTable, packet, pair, unhex
 from gdbstub.rsp import MAX_PACKET, fit
 from gdbstub.runpackets import RunPackets
@@ -70,6 +70,10 @@ class Session(RunPackets, TargetPackets, BreakPackets, FilePackets, TracePackets
         self._closed = False
         self._output: deque[str] = deque(maxlen=MAX_WAITING_LINES)
         self._lost = 0  # of these, since the client was told last
+
+    def allows(self, _name: str) -> bool:
+        """Whether packet `name` exists for this client."""
+        return True
 
     # ------------------------------------------------------------------------------------------------- for the server
 
@@ -168,6 +172,9 @@ class Session(RunPackets, TargetPackets, BreakPackets, FilePackets, TracePackets
             self._lost = 0
         return tuple(self._console("".join(lines)))
 
+    def _execute(self, monitor: Monitor, line: str) -> Answer:
+        return monitor.execute(line, self.stream if self.attached else None)
+
     # ---------------------------------------------------------------------------------------------------- negotiation
 
     @packet("qSupported", anytime=True)
@@ -194,7 +201,7 @@ class Session(RunPackets, TargetPackets, BreakPackets, FilePackets, TracePackets
             line = unhex(rest).decode()
         except UnicodeDecodeError as error:
             raise PacketError("a monitor command is UTF-8 text") from error
-        answer = self.monitor.execute(line, self.stream if self.attached else None)
+        answer = self._execute(self.monitor, line)
         end = b"E01" if answer.refused and MONITOR_STATUS in self._client else b"OK"
         # In non-stop mode console text may come with this packet's answer only: others would be taken for theirs.
         waiting = self.take_output() if self.nonstop else ()

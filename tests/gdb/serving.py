@@ -22,6 +22,7 @@ from gdbstub.address import Tcp, parse_address
 from gdbstub.client import run_monitor_command
 from gdbstub.files import FileTree
 from gdbstub.monitor import Monitor, Services
+from gdbstub.observe import ObserverSession
 from gdbstub.server import Server
 from gdbstub.services import MachineInspector, NamedSnapshots, TraceText
 from gdbstub.session import Session
@@ -35,11 +36,12 @@ LIMIT = 120.0
 
 @dataclass
 class Served:
-    """A machine that `gdb_session(served.address)` reaches."""
+    """A machine that `gdb_session(served.address)` reaches, and at `observed` one that only looks."""
 
     machine: GuestMachine
     probes: Manager
     address: str
+    observed: str
     _runner: Runner
     _token: trio.lowlevel.TrioToken
     defects: list[str]
@@ -106,10 +108,12 @@ def serve(
                 on_kill=nursery.cancel_scope.cancel,
                 report=defects.append,
                 waiting=waiting,
+                new_observer=lambda wake: ObserverSession(machine, machine.registers.arch, wake=wake),
             )
             (bound,) = await nursery.start(server.serve, Tcp("127.0.0.1", 0))
+            (second,) = await nursery.start(partial(server.serve, Tcp("127.0.0.1", 0), observe=True))
             token = trio.lowlevel.current_trio_token()
-            started.put(Served(machine, probes, str(bound), runner, token, defects))
+            started.put(Served(machine, probes, str(bound), str(second), runner, token, defects))
             await trio.to_thread.run_sync(finish.wait, abandon_on_cancel=True)
             nursery.cancel_scope.cancel()
 

@@ -12,8 +12,8 @@ from gdbstub.commands import Boot, Demo, Fetch, Load, MonitorCommand, TraceTarge
 from gdbstub.options import parse, parser
 
 COMMANDS = ("boot", "load", "demo", "fetch", "monitor")
-COMMON = """--listen --no-listen --wait --pace --probe --probe-file --early --linux-limits --trace --console --send
-    --until --budget --snapshot --restore --summary --log --log-file"""
+COMMON = """--listen --no-listen --wait --observe --pace --probe --probe-file --early --linux-limits --trace --console
+    --send --until --budget --snapshot --restore --summary --log --log-file"""
 
 
 def help_of(command: str, capsys: pytest.CaptureFixture[str]) -> str:
@@ -114,6 +114,7 @@ def test_where_the_console_goes(words: list[str], place: object):
         ("--log", "rsp,int", "log", frozenset({"rsp", "int"})),
         ("--listen", "-", "listen", Stdio()),
         ("--listen", "unix:s", "listen", Unix("s")),
+        ("--observe", "[::1]:7", "observe", Tcp("::1", 7)),
     ],
 )
 def test_values_of_common_options(option: str, text: str, field: str, value: object):
@@ -166,6 +167,7 @@ def test_values_of_image_options(tmp_path: Path):
         ("boot --listen - --console stdio", "--console stdio and --listen - both"),
         ("boot --summary - --trace -", "--trace - and --summary - both"),
         ("boot --no-listen --wait", "leave one out"),
+        ("boot --observe -", "'-' is not HOST:PORT or unix:PATH"),
         ("boot --no-listen --listen :1", "leave one out"),
         ("boot --early", "add --probe or --probe-file"),
         ("boot --log-file x", "add --log"),

@@ -338,9 +338,9 @@ async def test_tcp_connections_send_small_packets_at_once(monkeypatch: pytest.Mo
         options: list[int] = []
         serve = world.server.serve_stream
 
-        async def look(stream: trio.SocketStream, peer: str) -> None:
+        async def look(stream: trio.SocketStream, peer: str, *, observe: bool) -> None:
             options.append(stream.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
-            await serve(stream, peer)
+            await serve(stream, peer, observe=observe)
 
         monkeypatch.setattr(world.server, "serve_stream", look)
         bound = await world.listen(Tcp("127.0.0.1", 0))
