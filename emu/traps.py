@@ -31,6 +31,7 @@ _TASK_GATE, _INT16, _TRAP16, _INT32, _TRAP32 = 5, 6, 7, 14, 15
 _TSS_AVAILABLE, _TSS_BUSY = 9, 11
 _TSS32, _TSS64 = offsets(Tss32), offsets(Tss64)
 _GATE32, _GATE64 = struct.Struct("<HHBBH"), struct.Struct("<HHBBHII")
+_NO_RAM = b"\xff"  # what a bus answers with where nothing is
 _FRAME64 = struct.Struct("<5Q")  # RIP, CS, RFLAGS, RSP, SS
 assert _GATE32.size == Gate32.sizeof()
 assert _GATE64.size == Gate64.sizeof()
@@ -176,9 +177,9 @@ class Traps:
         paddr = self._physical(vaddr, False, user)
         room = 0x1000 - (vaddr & 0xFFF)
         if size <= room:
-            return self.ram.map[paddr : paddr + size]
+            return self.ram.map[paddr : paddr + size].ljust(size, _NO_RAM)
         rest = self._physical(vaddr + room, False, user)
-        return self.ram.map[paddr : paddr + room] + self.ram.map[rest : rest + size - room]
+        return self.read(vaddr, room, user) + self.ram.map[rest : rest + size - room].ljust(size - room, _NO_RAM)
 
     def _load(self, vaddr: int, size: int) -> bytes:
         """`read`, as a data access that watchpoints see."""
@@ -198,11 +199,14 @@ class Traps:
         paddr = self._physical(vaddr, True, user)
         room = 0x1000 - (vaddr & 0xFFF)
         if len(data) <= room:
-            self.ram.map[paddr : paddr + len(data)] = data
+            try:
+                self.ram.map[paddr : paddr + len(data)] = data
+            except IndexError:
+                return  # no RAM there: it is lost
             return
-        rest = self._physical(vaddr + room, True, user)
-        self.ram.map[paddr : paddr + room] = data[:room]
-        self.ram.map[rest : rest + len(data) - room] = data[room:]
+        self._physical(vaddr + room, True, user)
+        self.write(vaddr, data[:room], user)
+        self.write(vaddr + room, data[room:], user)
 
     def descriptor(self, selector: int, vector: int = GP, ext: int = 0) -> _Descriptor:
         """A segment descriptor from GDT or LDT; GuestFault(`vector`, selector) beyond the table."""

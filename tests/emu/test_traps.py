@@ -283,6 +283,14 @@ def test_triple_fault_names_the_first_vector(bits: int) -> None:
     assert guest.run() == TripleFault(CODE + 1, UD)
 
 
+def test_stack_without_ram_loses_the_frame(bits: int) -> None:
+    """Its page leads to physical memory that is not there: stores are lost, as on a bus, and the handler runs."""
+    guest = Tiny(bits, "mov esp, 0x150800; ud2", handlers={UD: "pop eax; hlt" if bits == 32 else "pop rax; hlt"})
+    guest.map(0x150000, 0x4000_0000 | tiny.PRESENT | tiny.WRITABLE)
+    assert isinstance(guest.run(), Halted)
+    assert guest.machine.cpu.gpr[0] == (1 << bits) - 1
+
+
 def test_page_fault_can_be_delivered_many_times(bits: int) -> None:
     """The engine's memory of an earlier exception is wiped: the third #PF is a #PF, not a double fault."""
     load = "mov eax, [xbx]"
