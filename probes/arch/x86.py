@@ -275,6 +275,8 @@ class X86Arch:
         if back_end is BackEnd.HOOK:
             return self._begin_at_hook(cpu, probe) if observe else Begin.RUNNING
         if probe.kind.is_breakpoint:
+            assert probe.insn is not None
+            cpu.pc += probe.insn.size - 1  # prefixes: the trap adds the one byte of the int3 that was executed
             return Begin.TRAP
         guest_tf = cpu.system_flags & TF
         if probe.emulate is not None and not guest_tf:
@@ -377,9 +379,12 @@ class X86Arch:
         if probe.kind.hook is not None or probe.kind.is_breakpoint:
             return Begin.RUNNING
         if probe.emulate is not None and not cpu.system_flags & TF:
+            count = cpu.gpr[_CX]
             probe.emulate(cpu)
-            self._machine.uncount(-1)
-            return Begin.EXECUTED
+            if cpu.pc != probe.address:
+                self._machine.uncount(-1)
+                return Begin.EXECUTED
+            cpu.gpr[_CX] = count  # a branch to itself: the hook would be taken for answered at the next arrival
         at = probe.address
         if cpu.cpl != 3:
             with contextlib.suppress(ProbeError, MachineError):

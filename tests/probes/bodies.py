@@ -46,6 +46,8 @@ _COMMON = {
         90         ; nop
         ffc9       ; dec ecx
         75fb       ; jnz -5
+        b904000000 ; mov ecx,4
+        e2fe       ; loop to itself
     """,
     "no_ops": """
         90                   ; nop
@@ -163,6 +165,7 @@ _COMMON = {
         90   ; nop
         cd80 ; int 0x80
         cc   ; int3
+        65cc ; gs int3
         90   ; nop
     """,
     "undefined": """

@@ -1,37 +1,42 @@
 """The lock-step oracle: a body of code on the real machine, bare and probed, must end in the same state.
 
 A body is a list of `hex ; assembly` lines. It runs at CODE in ring 0, with a stack, a page of data at DATA, and an IDT
-whose gates either return (traps, and #PF after mapping the page again) or halt (the other faults).
+whose gates either return (traps, and #PF after mapping the page again) or halt (the other faults). Code made of cells
+has handlers that skip the rest of the cell instead.
 """
 
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 
 from emu.iface import Halted, Stop
 from emu.images.plan import Image, Segment, flat_start
-from emu.insn import boundaries
+from emu.insn import boundaries, decode
 from emu.machine import Machine
 from emu.symbols import SymbolTable
 from probes import Kprobe, Manager
+from probes.arch.x86_insn import is_repeated
 
 MEMORY = 4 << 20
 CODE, HANDLERS, IDT, IDTR, GDT, DATA, STACK = 0x100000, 0x108000, 0x10A000, 0x10B000, 0x10C000, 0x200000, 0x1F8000
-RETURN, FAULT, PAGE_FAULT = HANDLERS, HANDLERS + 0x10, HANDLERS + 0x20
+RETURN, FAULT, PAGE_FAULT, SKIP = HANDLERS, HANDLERS + 0x10, HANDLERS + 0x20, HANDLERS + 0x40
+CELL, CODE_SIZE = 16, 0x1000
 _RF = 0x10000
 RETURNING = (3, 4, 0x20, 0x80)
+ERROR_CODES = (8, 10, 11, 12, 13, 14, 17)
 
 
 @dataclass(frozen=True)
 class Body:
-    """Code for `bits`, assembled by hand; `faults` says it ends in a fault's handler rather than at its own hlt."""
+    """Code for `bits`, assembled by hand. `cells`: it is made of pieces of CELL bytes, aligned so."""
 
     name: str
     bits: int
     text: str
+    cells: bool = False
 
     @property
     def code(self) -> bytes:
@@ -58,9 +63,10 @@ class End:
 def build(body: Body) -> Machine:
     """A machine about to run `body`; gates are in place, interrupts are off."""
     segments = [
-        Segment(CODE, _load_idt(body.bits) + body.code + b"\xf4"),
-        Segment(HANDLERS, _handlers(body.bits)),
-        Segment(IDT, b"".join(_gate(vector, body.bits) for vector in range(256))),
+        Segment(CODE, (_load_idt(body.bits) + body.code + b"\xf4").ljust(CODE_SIZE, b"\xf4")),
+        Segment(CODE - CELL, b"\xf4" * CELL),  # for a guest that comes from below
+        Segment(HANDLERS, _skipping_handlers(body.bits) if body.cells else _handlers(body.bits)),
+        Segment(IDT, b"".join(_gate(vector, body) for vector in range(256))),
         Segment(IDTR, struct.pack("<HQ", 0xFFF, IDT)),
         Segment(DATA, bytes(range(256)) * 16),
     ]
@@ -70,7 +76,10 @@ def build(body: Body) -> Machine:
     image = Image("body", "flat", (*segments, *own), start)
     machine = Machine(MEMORY, symbols=SymbolTable(()), long_mode=body.bits == 64)
     machine.power_on(image)
-    _patch_handlers(machine, body.bits)
+    if body.bits == 64:
+        _touch_window(machine)
+    if not body.cells:
+        _patch_handlers(machine, body.bits)
     assert machine.run(1) is not None  # lidt
     return machine
 
@@ -81,22 +90,18 @@ def place(body: Body, offset: int) -> int:
 
 
 def finish(machine: Machine, budget: int = 20_000) -> End:
-    """Run to the body's hlt, or the fault handler's."""
+    """Run to the body's hlt, or the fault handler's; code made of cells may come to another end."""
     stop = machine.run(budget)
-    assert isinstance(stop, Halted), stop
-    names = (
-        "rax rbx rcx rdx rsi rdi rbp rsp r8 r9 r10 r11 r12 r13 r14 r15 rip eflags"
-        if machine.bits == 64
-        else "eax ebx ecx edx esi edi ebp esp eip eflags"
-    ).split()
-    names += ["cs", "ss", "cr0", "cr2", "cr3", "xmm0", "xmm1"]
+    names = [*machine.registers.arch.names, "cr0", "cr2", "cr3"]
     # The engine leaves RF as an iret set it until it happens to look; hardware clears it with the next instruction.
     registers = tuple((n, machine.registers.read(n) & (~_RF if n == "eflags" else -1)) for n in names)
     return End(stop, machine.clock.instructions, registers, machine.ram_sha256())
 
 
 def run_bare(body: Body) -> End:
-    return finish(build(body))
+    end = finish(build(body))
+    assert body.cells or isinstance(end.stop, Halted), end.stop
+    return end
 
 
 def run_probed(
@@ -126,16 +131,19 @@ def run_probed(
     return end, [(probe.hits, after[offset]) for probe, offset in zip(probes, offsets, strict=True)]
 
 
-def executions(body: Body) -> dict[int, int]:
+def executions(body: Body) -> Counter[int]:
     """How often each instruction runs, counted by stepping a bare machine; a rep's iterations are one execution."""
     machine = build(body)
-    visited = []
-    while not machine.halted and len(visited) < 5000:
-        visited.append((machine.cpu.pc, machine.cpu.gpr[1]))
+    counts: Counter[int] = Counter()
+    before = -1
+    for _ in range(5000):
+        if machine.halted:
+            break
+        pc = machine.cpu.pc
+        repeats = pc == before and is_repeated(decode(machine.memory.read(pc, 15), pc, body.bits))
+        counts[pc] += not repeats
+        before = pc
         machine.step()
-    counts: dict[int, int] = {}
-    for pc, _ in groupby(visited, key=lambda at: at[0]):
-        counts[pc] = counts.get(pc, 0) + 1
     return counts
 
 
@@ -149,20 +157,39 @@ def _handlers(bits: int) -> bytes:
     return iret.ljust(0x10, b"\xf4") + b"\xf4".ljust(0x10, b"\xf4") + b"\x90" * 0x20
 
 
+def _touch_window(machine: Machine) -> None:
+    """The slots lie right after RAM, under a table entry of the body's own: its accessed bit is not what is tested."""
+    entry = machine.cpu.cr3 + 0x2000 + (MEMORY >> 21) * 8
+    machine.memory.write(entry, bytes([machine.memory.read(entry, 1)[0] | 0x20]))
+
+
 def _patch_handlers(machine: Machine, bits: int) -> None:
     """The #PF handler sets the present bit of DATA's page directory entry, drops the error code and returns."""
     if bits == 32:
         return  # unpaged
-    # The slots lie right after RAM, under a table entry of the body's own: its accessed bit is not what is tested.
-    window_entry = machine.cpu.cr3 + 0x2000 + (MEMORY >> 21) * 8
-    machine.memory.write(window_entry, bytes([machine.memory.read(window_entry, 1)[0] | 0x20]))
     entry = (machine.cpu.cr3 + 0x2000 + (DATA >> 21) * 8).to_bytes(4, "little")
     code = bytes.fromhex("800c25") + entry + b"\x01" + bytes.fromhex("4883c40848cf")  # or [entry],1; add rsp,8; iretq
     machine.memory.write(PAGE_FAULT, code)
 
 
-def _gate(vector: int, bits: int) -> bytes:
-    handler = RETURN if vector in RETURNING else PAGE_FAULT if vector == 14 and bits == 64 else FAULT
+def _skipping_handlers(bits: int) -> bytes:
+    """At RETURN as ever, at FAULT for vectors that push an error code, at SKIP for the others: on to the next cell.
+
+    Whatever pc was saved, a cell begins where the guest goes.
+    """
+    wide = "48" if bits == 64 else ""
+    skip = f"{wide}812424f00f0000 {wide}81042410001000 {wide}cf"  # and [sp],0xff0; add [sp],CODE+CELL; iret
+    drop = f"{wide}83c4{bits // 8:02x}"  # add sp,word
+    code = bytes.fromhex(f"{wide}cf").ljust(FAULT - RETURN, b"\xf4") + bytes.fromhex(drop + skip)
+    return code.ljust(SKIP - RETURN, b"\xf4") + bytes.fromhex(skip)
+
+
+def _gate(vector: int, body: Body) -> bytes:
+    handler = RETURN if vector in RETURNING else FAULT
+    if body.cells:
+        handler = RETURN if vector in (1, *RETURNING) else FAULT if vector in ERROR_CODES else SKIP
+    elif vector == 14 and body.bits == 64:
+        handler = PAGE_FAULT
     low, high = handler & 0xFFFF, handler >> 16
     short = struct.pack("<HHBBH", low, 0x10, 0, 0x8E, high)
-    return short + bytes(8) if bits == 64 else short
+    return short + bytes(8) if body.bits == 64 else short

@@ -3,11 +3,16 @@
 Compared are the stop, the count of retired instructions, registers, flags and the hash of all RAM.
 """
 
-import pytest
+import os
 
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from emu.iface import Budget
 from probes import Kprobe, Manager, ProbeError
 from tests.probes.bodies import BODIES
 from tests.probes.lockstep import Body, build, executions, place, run_bare, run_probed
+from tests.probes.sequences import bodies, drawn
 
 NAMES = [body.name for body in BODIES]
 SMALL = [body for body in BODIES if len(body.offsets) < 100]
@@ -47,7 +52,7 @@ def test_all_instructions_probed_are_hit_as_often_as_they_run(body: Body) -> Non
     end, counts = run_probed(body, body.offsets, "auto", post=False)
     ran = executions(body)
     assert end == run_bare(body)
-    assert [hits for hits, _ in counts] == [ran.get(place(body, offset), 0) for offset in body.offsets]
+    assert [hits for hits, _ in counts] == [ran[place(body, offset)] for offset in body.offsets]
 
 
 @pytest.mark.parametrize("body", BODIES, ids=NAMES)
@@ -58,10 +63,38 @@ def test_the_long_way_ends_the_same(body: Body) -> None:
         assert long == short
 
 
+@pytest.mark.parametrize("post", [False, True], ids=["plain", "followed"])
 @pytest.mark.parametrize("body", SMALL, ids=[body.name for body in SMALL])
-def test_both_back_ends_agree(body: Body) -> None:
+def test_both_back_ends_agree(body: Body, post: bool) -> None:
     """PC hooks give the hits that int3 gives, and the same machine."""
-    assert run_probed(body, body.offsets, "hook", post=False) == run_probed(body, body.offsets, "auto", post=False)
+    offsets = observable(body) if post else body.offsets
+    assert run_probed(body, offsets, "hook", post) == run_probed(body, offsets, "auto", post)
+
+
+SEQUENCES = int(os.environ.get("GDBSTUB_SEQUENCES", "12"))
+
+
+@pytest.mark.parametrize("bits", [64, 32])
+def test_sequences_of_any_instructions_end_alike(bits: int) -> None:
+    """Made by hypothesis: all probed at once and each alone, plain and followed, by either back end.
+
+    GDBSTUB_SEQUENCES says how many are tried.
+    """
+
+    @settings(max_examples=SEQUENCES, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+    @given(bodies(bits))
+    def try_one(body: Body) -> None:
+        bare, followed = run_bare(body), observable(body)
+        if isinstance(bare.stop, Budget):
+            return
+        for arm in ("auto", "hook"):
+            assert run_probed(body, body.offsets, arm, post=False)[0] == bare
+            assert run_probed(body, followed, arm, post=True)[0] == bare
+        assert run_probed(body, followed, "auto", post=True, short=False)[0] == bare
+        for index, offset in enumerate(drawn(body)):
+            assert run_probed(body, [offset], "auto", post=index % 2 == 0 and offset in followed)[0] == bare
+
+    try_one()
 
 
 def test_a_post_handler_runs_once_for_a_page_that_came_on_demand() -> None:
