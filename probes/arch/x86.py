@@ -40,7 +40,6 @@ SLOT_SIZE: Final = 64
 _STEP_HALF: Final = 32
 _SP: Final = 4
 _BP: Final = 3  # the vector of int3
-_DR6_BS: Final = 0x4000  # single step, which the processor sets before it raises #DB (SDM vol. 3, 17.2.3)
 _CX, _SI, _DI = 1, 6, 7
 _PAGE: Final = 4096
 _MAX_REPEATS: Final = 64  # interrupted string instructions remembered, one per stack
@@ -312,7 +311,7 @@ class X86Arch:
         if fix is not Fix.POP_FLAGS:
             cpu.system_flags = (cpu.system_flags & ~TF) | step.guest_tf
         if not step.guest_tf:
-            cpu.set_debug_register(6, (cpu.debug_register(6) & ~_DR6_BS) | (step.dr6 & _DR6_BS))
+            cpu.set_debug_register(6, step.dr6)  # our step's bit, and those of breakpoint registers that name this pc
         return Finish.DONE_TRAP if step.guest_tf else Finish.DONE
 
     def abort_step(self, cpu: Cpu, prepared: Prepared) -> None:

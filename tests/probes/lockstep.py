@@ -64,7 +64,8 @@ def build(body: Body) -> Machine:
     """A machine about to run `body`; gates are in place, interrupts are off."""
     segments = [
         Segment(CODE, (_load_idt(body.bits) + body.code + b"\xf4").ljust(CODE_SIZE, b"\xf4")),
-        Segment(CODE - CELL, b"\xf4" * CELL),  # for a guest that comes from below
+        Segment(0, b"\xf4" * 0x1000),  # for a guest that is lost
+        Segment(CODE - CELL, b"\xf4" * CELL),
         Segment(HANDLERS, _skipping_handlers(body.bits) if body.cells else _handlers(body.bits)),
         Segment(IDT, b"".join(_gate(vector, body) for vector in range(256))),
         Segment(IDTR, struct.pack("<HQ", 0xFFF, IDT)),
