@@ -176,13 +176,15 @@ def _patch_handlers(machine: Machine, bits: int) -> None:
 def _skipping_handlers(bits: int) -> bytes:
     """At RETURN as ever, at FAULT for vectors that push an error code, at SKIP for the others: on to the next cell.
 
-    Whatever pc was saved, a cell begins where the guest goes.
+    Whatever pc was saved, a cell begins where the guest goes. Arithmetic flags are saved as 0: after a fault in the
+    middle of a block the engine has not always kept them.
     """
     wide = "48" if bits == 64 else ""
+    flags = f"{wide}816424{bits // 4:02x}2a770000"  # and [flags],~0x8d5
     skip = f"{wide}812424f00f0000 {wide}81042410001000 {wide}cf"  # and [sp],0xff0; add [sp],CODE+CELL; iret
     drop = f"{wide}83c4{bits // 8:02x}"  # add sp,word
-    code = bytes.fromhex(f"{wide}cf").ljust(FAULT - RETURN, b"\xf4") + bytes.fromhex(drop + skip)
-    return code.ljust(SKIP - RETURN, b"\xf4") + bytes.fromhex(skip)
+    code = bytes.fromhex(f"{wide}cf").ljust(FAULT - RETURN, b"\xf4") + bytes.fromhex(drop + flags + skip)
+    return code.ljust(SKIP - RETURN, b"\xf4") + bytes.fromhex(flags + skip)
 
 
 def _gate(vector: int, body: Body) -> bytes:
