@@ -5,15 +5,22 @@ Rules: reads only; lines of text for a person.
 
 from __future__ import annotations
 
+import errno
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from emu.iface import Symbol
 from probes.btf import Btf, BtfError, Kind
+from probes.errors import ProbeError
 from probes.lookup import did_you_mean
 from probes.scope import KernelText
+from probes.spec import split
 
-_CODE = "TtWw"
+MAX_SPREAD: Final = 500
+_CODE: Final = "TtWw"
+_GLOB_PLACE: Final = re.compile(r"([^%+]*[*?\[][^%+]*)(.*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +56,25 @@ def functions(text: KernelText, pattern: str) -> Sequence[str]:
     """Names of functions that match and that a definition can mean: those there is only one of, no parts of others."""
     names = dict.fromkeys(symbol.name for symbol in text.symbols.glob(pattern) if symbol.kind in _CODE)
     return [name for name in names if "." not in name and len(text.symbols.lookup(name)) == 1]
+
+
+def spread(text: KernelText, definition: str) -> list[str]:
+    """A definition whose place is a glob, as one definition a function; any other one as it is.
+
+    ProbeError ENOENT where nothing matches, E2BIG where more than MAX_SPREAD do.
+    """
+    words = split(definition)
+    place = _GLOB_PLACE.fullmatch(words[1]) if len(words) > 1 and "/" not in words[1] else None
+    if place is None:
+        return [definition]
+    names = functions(text, place[1])
+    if not names:
+        raise ProbeError(
+            errno.ENOENT, f"no function matches {place[1]!r}", hint=did_you_mean(text, place[1].strip("*?"))
+        )
+    if len(names) > MAX_SPREAD:
+        raise ProbeError(errno.E2BIG, f"{place[1]!r} matches {len(names)} functions, at most {MAX_SPREAD} at a time")
+    return [" ".join([words[0], f"{name}{place[2]}", *words[2:]]) for name in names]
 
 
 def prototype(types: Btf, name: str) -> str | None:

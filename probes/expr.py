@@ -404,8 +404,6 @@ class _Body:
             return Comm()
         if not name.startswith("arg"):
             self._fail(Refusal.BAD_VAR)
-        if name == "arg*":  # left here by `spec` where no BTF tells the parameters
-            raise Fault(Refusal.BAD_VAR, self._offset, hint=context.no_types or Refusal.NO_BTF_ENTRY.text)
         number = self._number_in(name[3:].removeprefix("+"))
         if not 0 < number <= self._stack_words:
             self._fail(Refusal.BAD_ARG_NUM)
@@ -484,8 +482,7 @@ class _Body:
 
     def _immediate(self, text: str) -> Node:
         if text.startswith('"'):
-            # The kernel looks for the closing quote from behind and so takes a lone one for both.
-            if not text.endswith('"'):
+            if len(text) < 2 or not text.endswith('"'):
                 self._fail(Refusal.IMMSTR_NO_CLOSE, 1 + len(text))
             return ImmediateText(text[1:-1])
         bits = self._convention.bits

@@ -251,7 +251,8 @@ def _memory(node: Deref, fetch_type: FetchType, context: FetchContext) -> Fetche
         if fetch_type.count:
             return _string_array(address, fetch_type.count, context)
         return _array_or_scalar(address, _string_store(context), fetch_type, None)
-    convert, size, read = _converter(fetch_type, context), fetch_type.size, context.machine.memory.read
+    convert, read = _converter(fetch_type, context), context.machine.memory.read
+    size = context.convention.word if fetch_type.name == "symstr" else fetch_type.size
 
     def store(at: int) -> Scalar:
         return convert(int.from_bytes(read(at, size), "little"))

@@ -377,7 +377,12 @@ class _KprobeParser(_Parser):
         except BtfError as error:
             self._fail_types(1, error)
         if not parameters:
-            return texts  # the kernel logs NOSUP_BTFARG for a $arg* and goes on; it then fails as a variable
+            if star is not None:
+                last = max(index for index, text in enumerate(texts) if text.startswith("$arg"))
+                refused = Refusal.NOSUP_BTFARG.at(self._words, last + 2, errno=errno.EOPNOTSUPP)
+                refused.hint = context.no_types or "BTF knows no parameters of this function"
+                raise refused
+            return texts
         expanded: list[str] = []
         used = 0
         for index, text in enumerate(texts):
@@ -420,10 +425,10 @@ class _KprobeParser(_Parser):
         if rest and not rest.startswith(":"):
             self._fail(index + 2, 0, Refusal.BAD_VAR, errno.ENOENT)
         number = (number + 0x8000_0000) % (1 << 32) - 0x8000_0000  # an int
+        if number < 1:
+            self._fail(index + 2, 0, Refusal.BAD_ARG_NUM)
         if number > len(parameters):
             self._fail(index + 2, 0, Refusal.NO_BTFARG)
-        if number < 1:
-            self._fail(index + 2, 0, Refusal.NO_BTF_ENTRY)
         return parameters[number - 1] + rest
 
     def _with_dentries(self, texts: list[str]) -> list[str]:
