@@ -71,6 +71,15 @@ class Stopped:
     exit_code: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One frame of a backtrace; `function` is None where no symbol covers the pc."""
+
+    level: int
+    pc: int
+    function: str | None
+
+
 class GdbSession:
     """A gdb process attached to a target; made by `gdb_session`. `stop` is the newest stop that was waited for."""
 
@@ -100,8 +109,7 @@ class GdbSession:
         """
         if self._show is not None:
             self._show(f"(gdb) {command}")
-        quoted = command.replace("\\", "\\\\").replace('"', '\\"')
-        self._ask(f'-interpreter-exec console "{quoted}"', command, timeout)
+        self._ask(f"-interpreter-exec console {_quoted(command)}", command, timeout)
         said = "".join(self._text)
         if self._show is not None and said.strip():
             self._show(said.rstrip("\n"))
@@ -117,9 +125,47 @@ class GdbSession:
 
     def evaluate(self, expression: str) -> str:
         """The value of an expression, as gdb prints it; GdbError where it has none."""
-        quoted = expression.replace("\\", "\\\\").replace('"', '\\"')
-        payload = self._ask(f'-data-evaluate-expression "{quoted}"', f"print {expression}", None)
+        payload = self._ask(f"-data-evaluate-expression {_quoted(expression)}", f"print {expression}", None)
         return str(payload["value"])
+
+    def break_at(
+        self, place: str, *, condition: str | None = None, temporary: bool = False, hardware: bool = False
+    ) -> int:
+        """The number of a new breakpoint at `place`, written as for `break`; GdbError where there is no such place."""
+        options = [*(["-t"] if temporary else []), *(["-h"] if hardware else [])]
+        options += ["-c", _quoted(condition)] if condition is not None else []
+        answer = self._ask(" ".join(("-break-insert", *options, _quoted(place))), f"break {place}", None)
+        return int(answer["bkpt"]["number"])
+
+    def backtrace(self, limit: int | None = None) -> list[Frame]:
+        """The frames of the stopped CPU, innermost first, at most `limit`."""
+        window = "" if limit is None else f" 0 {limit - 1}"
+        answer = self._ask(f"-stack-list-frames{window}", "backtrace", None)
+        return [_frame(frame) for frame in answer["stack"]]
+
+    def registers(self, *names: str) -> dict[str, int]:
+        """Registers that hold a number, by name; all of them where none is named. GdbError for a name there is not."""
+        known = self._ask("-data-list-register-names", "register names", None)["register-names"]
+        numbers = {name: str(number) for number, name in enumerate(known) if name}
+        for name in names:
+            if name not in numbers:
+                raise GdbError(f"${name}", "no such register")
+        wanted = " ".join(numbers[name] for name in names)
+        answer = self._ask(f"-data-list-register-values --skip-unavailable x {wanted}", "register values", None)
+        values = {known[int(entry["number"])]: entry["value"] for entry in answer["register-values"]}
+        return {name: int(value, 16) for name, value in values.items() if value.startswith("0x")}
+
+    def read_memory(self, address: int, size: int) -> bytes:
+        """`size` bytes of the target; GdbError where not all of them are there."""
+        answer = self._ask(f"-data-read-memory-bytes {address:#x} {size}", f"{size} bytes at {address:#x}", None)
+        data = b"".join(bytes.fromhex(block["contents"]) for block in answer["memory"])
+        if len(data) != size:
+            raise GdbError(f"{size} bytes at {address:#x}", f"only {len(data)} are there")
+        return data
+
+    def write_memory(self, address: int, data: bytes) -> None:
+        """GdbError where they cannot all be written."""
+        self._ask(f"-data-write-memory-bytes {address:#x} {data.hex()}", f"write at {address:#x}", None)
 
     def wait_stop(self, timeout: float | None = None) -> Stopped:
         """The next stop that was not waited for yet, one for each time the target has run.
@@ -213,6 +259,17 @@ def _stopped(payload: dict[str, Any]) -> Stopped:
         signal=payload.get("signal-name"),
         exit_code=None if code is None else int(code, 8),  # GDB/MI writes it in octal
     )
+
+
+def _frame(fields: dict[str, Any]) -> Frame:
+    function = fields.get("func")
+    return Frame(int(fields["level"]), int(fields["addr"], 16), function if function != "??" else None)
+
+
+def _quoted(text: str) -> str:
+    """As a parameter of an MI command."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 def _options(settings: tuple[str, ...]) -> list[str]:

@@ -45,6 +45,29 @@ def test_stops_are_values(served: Served):
         assert gdb.stop is stop
 
 
+def test_registers_memory_and_frames_are_values():
+    """Numbers, bytes and places; what there is not is an error."""
+    with serve(boot_embedded(64, "calls=3 loop"), waiting=True) as served, gdb_session(served.address) as gdb:
+        number = gdb.break_at("fib", condition="$rdi > 0", temporary=True)
+        gdb.resume()
+        stop = gdb.wait_stop()
+        assert (stop.breakpoint, stop.function) == (number, "fib")
+        assert gdb.registers("rip", "eflags")["rip"] == stop.pc
+        assert {"rax", "cr3", "idtr_base"} <= gdb.registers().keys()
+        frames = gdb.backtrace(2)
+        assert [(frame.level, frame.function) for frame in frames] == [(0, "fib"), (1, "exercise")]
+        place = gdb.registers("rsp")["rsp"] - 0x200
+        gdb.write_memory(place, b"written")
+        assert gdb.read_memory(place, 7) == b"written"
+        for wrong in (
+            lambda: gdb.registers("rqx"),
+            lambda: gdb.read_memory(0xFFFF << 48, 4),
+            lambda: gdb.break_at("x y"),
+        ):
+            with pytest.raises(GdbError):
+                wrong()
+
+
 def test_monitor_text_comes_back(served: Served):
     with gdb_session(served.address) as gdb:
         assert "cr3" in gdb.monitor("info registers")
