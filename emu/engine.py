@@ -285,13 +285,6 @@ class Engine:
         _lib.uc_reg_read(self._handle, reg.UC_X86_REG_EFLAGS, self._word_pointer)
         return self._word.value
 
-    def write_timestamp(self, value: int) -> None:
-        """EDX:EAX, as RDTSC leaves it: a calibrating guest asks a hundred thousand times."""
-        self._word.value = value & 0xFFFFFFFF
-        _lib.uc_reg_write(self._handle, reg.UC_X86_REG_RAX, self._word_pointer)
-        self._word.value = value >> 32
-        _lib.uc_reg_write(self._handle, reg.UC_X86_REG_RDX, self._word_pointer)
-
     def write_register(self, name: str, value: Any) -> None:
         """By Unicorn's name, for calibration and the registers outside the state image's described part."""
         self._uc.reg_write(getattr(reg, f"UC_X86_REG_{name}"), value)

@@ -17,7 +17,7 @@ from emu.calls import GuestCalls
 from emu.clock import Clock
 from emu.codebreaks import CodeBreaks
 from emu.console import Console
-from emu.cpustate import HF_INHIBIT_IRQ, CpuState
+from emu.cpustate import HF_INHIBIT_IRQ, MSR_TSC_AUX, CpuState
 from emu.devices.pc import Devices
 from emu.engine import Engine, FetchError
 from emu.events import Events
@@ -363,9 +363,10 @@ class RunLoop(Events):
         cpu.pc = (cpu.pc - length) & ((1 << 64) - 1)
 
     def on_timestamp(self, with_processor: bool) -> None:
-        self.engine.write_timestamp(self.clock.now_ns)
+        gpr, now = self.cpu.gpr, self.clock.now_ns
+        gpr[0], gpr[2] = now & 0xFFFFFFFF, now >> 32 & 0xFFFFFFFF  # EAX, EDX
         if with_processor:
-            self.engine.write_register("RCX", self.engine.read_msr(0xC0000103) & 0xFFFFFFFF)
+            gpr[1] = self.engine.read_msr(MSR_TSC_AUX) & 0xFFFFFFFF  # ECX
 
     def on_in(self, port: int, size: int) -> int:
         return self.devices.bus.read(port, size)

@@ -82,6 +82,10 @@ class Shortcuts:
     def drop(self, vaddr: int) -> None:
         self._known.pop(vaddr, None)
 
+    def drop_range(self, start: int, size: int) -> None:
+        for vaddr in self._known.keys() & range(start, start + size):
+            del self._known[vaddr]
+
     def clear(self) -> None:
         self._known.clear()
 

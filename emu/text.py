@@ -61,6 +61,7 @@ class ArmedText:
         self._on_hook = on_hook
         self._places: dict[tuple[int, BackEnd], Place] = {}
         self._bytes: dict[int, Place] = {}  # INT3 places by physical address; aliases share the first one's byte
+        self._shared: dict[int, list[Place]] = {}  # those that several mappings have armed
         self._paddrs: list[int] = []
         self._vaddrs: list[int] = []  # of the int3 places, sorted
         self._lost = False  # `look` has seen the guest's code where an int3 should stand
@@ -162,6 +163,7 @@ class ArmedText:
         place = Place(vaddr, BackEnd.INT3, paddr=paddr, fixed=fixed)
         if known is not None:  # the same byte through another mapping
             place.original = known.original
+            self._shared.setdefault(paddr, [known]).append(place)
             return place
         place.original = self._ram.map[paddr]
         self._bytes[paddr] = place
@@ -191,14 +193,18 @@ class ArmedText:
     def _drop_place(self, place: Place) -> None:
         if place.back_end is BackEnd.HOOK:
             return
-        self._vaddrs.remove(place.vaddr)
-        heir = next((p for p in self._places.values() if p.paddr == place.paddr), None)
-        if heir is not None:
+        del self._vaddrs[bisect.bisect_left(self._vaddrs, place.vaddr)]
+        shared = self._shared.get(place.paddr, [])
+        if place in shared:
+            shared.remove(place)
+            heir = shared[0]
+            if len(shared) == 1:
+                del self._shared[place.paddr]
             heir.original = self._bytes[place.paddr].original
             self._bytes[place.paddr] = heir
             return
         kept = self._bytes.pop(place.paddr)
-        self._paddrs.remove(place.paddr)
+        del self._paddrs[bisect.bisect_left(self._paddrs, place.paddr)]
         if self._stands(place.paddr):  # else the guest has written over it: its byte stays
             self._poke(place, kept.original)
 
@@ -328,6 +334,7 @@ class ArmedText:
             self._vaddrs.remove(place.vaddr)
             self._update_hook(place.vaddr)
         self._bytes.clear()
+        self._shared.clear()
         self._paddrs.clear()
         for place in places:
             mapped = place.fixed or self._paddr_of(place.vaddr) is not None

@@ -8,7 +8,7 @@ Linux. So nothing has to be told of what a guest does to its tables.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from emu.cpustate import CpuState
@@ -44,6 +44,7 @@ class Walks:
         self._cpu = cpu
         self.holds = self._holder()
         self._known: dict[int, tuple[Trail, Page]] = {}  # by page number; the Page of its first byte
+        self._trails: dict[tuple[int, ...], Trail] = {}  # by page numbers
 
     def page(self, vaddr: int) -> Page | None:
         """As `paging.walk`, but of the first byte of the 4 KiB that `vaddr` lies in."""
@@ -67,6 +68,18 @@ class Walks:
 
     def trail(self, *vaddrs: int) -> Trail | None:
         """The ways to several addresses as they are now; None where they cannot be told, as one is not mapped."""
+        pages = tuple(vaddr >> 12 for vaddr in vaddrs)
+        known = self._trails.get(pages)
+        if known is not None and self.holds(known) and known.cr3 == self._cpu.cr3:
+            return known
+        made = self._make_trail(vaddrs)
+        if made is not None:
+            if len(self._trails) >= _KNOWN:
+                self._trails.clear()
+            self._trails[pages] = made
+        return made
+
+    def _make_trail(self, vaddrs: Sequence[int]) -> Trail | None:
         ram, tables = self._ram, self._cpu.tables()
         mode = tables.cr3, tables.cr0, tables.cr4, tables.efer
         if not tables.paged:

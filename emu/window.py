@@ -66,8 +66,7 @@ class SlotWindow:
         start = self._ram.window_base + offset
         self._ram.map[start : start + len(data)] = data
         if self.base is not None and offset < _DATA:
-            for at in range(self.base + offset, self.base + offset + len(data)):
-                self._shortcuts.drop(at)
+            self._shortcuts.drop_range(self.base + offset, len(data))
             self._engine.drop_code(self.base + offset, len(data), reachable(self._cpu, self._walk(self.base)))
 
     def shorten(self, offset: int, call: Callable[[], int | None], uncount: int) -> None:

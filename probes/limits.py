@@ -93,7 +93,7 @@ class LinuxLimits:
             ("a static call", _merged((at, at + _LONG_SIZE) for at in self._relative("static_call_sites", _CALL_SITE))),
             ("a BUG or WARN", _merged((at, at + 1) for at in self._relative("__bug_table", _BUG_ENTRY))),
         ]
-        if listed or self._static:
+        if listed or self._static or self._symbol("_stext") is None:  # the last: no Linux, nothing will come
             self._tables = tables
         return tables
 
