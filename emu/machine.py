@@ -40,6 +40,9 @@ class Machine(RunLoop):
         super().__init__(memory, symbols=symbols, long_mode=long_mode)
         self.calls = GuestCalls(self)
         self._blank = True  # RAM is zero
+        self._breakpoints: dict[tuple[int, bool], None] = {}  # (address, hardware) of the debugger's, in its order
+        self._armed: dict[tuple[int, bool], bool] = {}  # of these, with whether they stand where they belong for good
+        self._unsettled = False  # the two differ, or an address was not mapped
 
     @property
     def handler_ns(self) -> int:
@@ -105,6 +108,10 @@ class Machine(RunLoop):
                 f"the snapshot is of a machine with {snapshot.memory >> 20} MiB, this has {self.ram.size >> 20}"
             )
         state = snapshot.state
+        self.text.disarm_all(self._debugger)
+        self.text.disarm_all(self._debugger_hardware)
+        self._armed.clear()
+        self._unsettled = True
         unpack_ram(self.ram, snapshot.ram, blank=self._blank)
         self._blank = False
         self.cpu.load_image(snapshot.cpu)
@@ -149,6 +156,7 @@ class Machine(RunLoop):
     def step(self, *, into_interrupts: bool = False) -> Stop:
         """One instruction, whatever stands on it. Interrupts that are due are taken and finished first, so that a
         step neither lands in a handler nor moves the guest's timeline; or with `into_interrupts`, entered."""
+        self._settle_breakpoints()
         self.watched.forget()
         stop = self._reported(self._guarded(lambda: self._step(into_interrupts)))
         if not isinstance(stop, Breakpoint):
@@ -208,21 +216,47 @@ class Machine(RunLoop):
         return self._stop is None and self.cpu.linear_pc != pc
 
     def insert_breakpoint(self, vaddr: int, hardware: bool = False, condition: Condition | None = None) -> None:
-        """Idempotent; the last `condition` counts. An address that is not mapped yet is watched without memory, so it
-        waits until it is; so is, among few, one with a condition, as the guest then goes on inside the engine."""
+        """Idempotent; the last `condition` counts. It is put into memory when the guest is about to run.
+
+        An address that is not mapped then is watched without memory, so it waits until it is; so is, among few, one
+        with a condition, as the guest then goes on inside the engine."""
         self._conditions.pop((vaddr, hardware), None)
         if condition is not None:
             self._conditions[vaddr, hardware] = condition
-        owner = self._debugger_hardware if hardware else self._debugger
-        if any(known is owner for known in self.text.owners(vaddr)):
-            return
-        mapped = self.memory.translate(vaddr) is not None
-        quick = condition is not None and len(self._conditions) <= FEW_HOOKS and not self._repeats(vaddr)
-        self.text.arm(vaddr, owner, BackEnd.INT3 if mapped and not hardware and not quick else BackEnd.HOOK)
+        self._breakpoints.setdefault((vaddr, hardware))
+        self._unsettled = True
 
     def remove_breakpoint(self, vaddr: int, hardware: bool = False) -> None:
-        self.text.disarm(vaddr, self._debugger_hardware if hardware else self._debugger)
+        self._breakpoints.pop((vaddr, hardware), None)
         self._conditions.pop((vaddr, hardware), None)
+        self._unsettled = True
+
+    def _settle_breakpoints(self) -> None:
+        """Before the guest runs: arm those that are wanted, and no others.
+
+        A debugger takes all out at each stop and puts the same in before each run: nothing is done about these.
+        """
+        if not self._unsettled:
+            return
+        for vaddr, hardware in self._armed.keys() - self._breakpoints.keys():
+            self.text.disarm(vaddr, self._debugger_hardware if hardware else self._debugger)
+            del self._armed[vaddr, hardware]
+        self._unsettled = False
+        for (vaddr, hardware), mapped in [(key, self._armed.get(key, False)) for key in self._breakpoints]:
+            if mapped:
+                continue
+            mapped = hardware or self.memory.translate(vaddr) is not None
+            self._unsettled |= not mapped  # looked at again before the next run
+            if mapped or (vaddr, hardware) not in self._armed:
+                self._arm_breakpoint(vaddr, hardware, mapped)
+
+    def _arm_breakpoint(self, vaddr: int, hardware: bool, mapped: bool) -> None:
+        owner = self._debugger_hardware if hardware else self._debugger
+        asked = (vaddr, hardware) in self._conditions and len(self._conditions) <= FEW_HOOKS
+        in_engine = hardware or not mapped or (asked and not self._repeats(vaddr))
+        self.text.disarm(vaddr, owner)
+        self.text.arm(vaddr, owner, BackEnd.HOOK if in_engine else BackEnd.INT3)
+        self._armed[vaddr, hardware] = mapped
 
     def insert_watchpoint(self, kind: WatchKind, vaddr: int, size: int) -> None:
         """See iface.Machine.insert_watchpoint; `watched` does it."""
@@ -242,8 +276,8 @@ class Machine(RunLoop):
     def remove_breakpoints(self) -> None:
         """All of a debugger's: it went away."""
         self._conditions.clear()
-        self.text.disarm_all(self._debugger)
-        self.text.disarm_all(self._debugger_hardware)
+        self._breakpoints.clear()
+        self._unsettled = True
 
     def _repeats(self, vaddr: int) -> bool:
         """A string instruction under rep stands there, before each iteration of which a PC hook would come."""

@@ -29,6 +29,7 @@ from emu.iface import (
     ExceptionRaised,
     GuestExit,
     Interrupted,
+    MemoryFault,
     PowerOff,
     Reset,
     Stop,
@@ -37,6 +38,7 @@ from emu.iface import (
     Verdict,
     Watchpoint,
 )
+from emu.insn import MAX_INSN_SIZE, InvalidInstruction, decode
 from emu.memory import GuestMemory
 from emu.ram import Ram
 from emu.registers import GuestRegisters
@@ -67,6 +69,7 @@ class RunLoop(Events):
     """Processor, memory, devices and time put together and running. `machine.Machine` is the whole."""
 
     calls: GuestCalls  # those in progress pass a debugger's breakpoints; Machine makes it
+    _settle_breakpoints: Callable[[], None]
 
     def __init__(self, memory: int, *, symbols: SymbolTable | None = None, long_mode: bool = True) -> None:
         """`memory` bytes of RAM. `long_mode`: a processor that has it (Nehalem); else a Pentium III."""
@@ -127,6 +130,7 @@ class RunLoop(Events):
 
     def run(self, budget: int | None = None) -> Stop:
         """Run until something stops it; at most `budget` instructions."""
+        self._settle_breakpoints()
         end = self.budget_end if budget is None else self.clock.instructions + budget
         pc, skip = self.cpu.linear_pc, self._skip_breakpoint
         if self._passed != pc:
@@ -221,6 +225,7 @@ class RunLoop(Events):
         cpu.running = True
         engine.counter[0] = 0
         nowhere = False
+        before = cpu.integer_state() if limit == 1 else b""
         try:
             retired, halted = engine.run(cpu.pc, limit)
         except FetchError:
@@ -239,6 +244,22 @@ class RunLoop(Events):
         again = [self._vex.arm(), self.watched.arm(), self.text.reclaim(), self.breaks.reclaim()]
         if any(again) and not retired:
             self._enter(limit)  # nothing has happened yet: the same stretch, with the places armed
+        elif before and retired == 1 and before == cpu.integer_state() and self._rewrites_itself():
+            self._base -= 1
+            self._enter(2)
+
+    def _rewrites_itself(self) -> bool:
+        """Whether the instruction at pc, which was counted and changed nothing, has not been executed.
+
+        The engine begins one anew, and counts it again, that stores into the block it translated it with.
+        """
+        if self.halted or self._stop is not None:
+            return False
+        try:
+            insn = decode(self.memory.read(self.cpu.linear_pc, MAX_INSN_SIZE), self.cpu.linear_pc, self.cpu.bits)
+        except (MemoryFault, InvalidInstruction):
+            return False
+        return "jump" not in insn.groups  # one to itself
 
     def _leave_halt(self) -> None:
         """A debugger sends the processor elsewhere: it is not in HLT there."""

@@ -19,6 +19,7 @@ from emu.cpustate import CpuState
 from emu.engine import Engine
 from emu.iface import BackEnd, MemoryFault
 from emu.memory import reachable
+from emu.paging import walk
 from emu.ram import PAGE, Ram
 from emu.shortcuts import Shortcuts
 from emu.walks import Walks
@@ -30,7 +31,7 @@ INT3 = 0xCC
 class Place:
     """One armed address. `paddr` and `original` belong to INT3 and are -1 for a PC hook.
 
-    `fixed`: the physical address was given, not found by a walk.
+    `fixed`: the physical address was given, not found by a walk. `cr3`: the address space it was found in.
     """
 
     vaddr: int
@@ -39,6 +40,7 @@ class Place:
     paddr: int = -1
     original: int = -1
     fixed: bool = False
+    cr3: int = 0
 
 
 class ArmedText:
@@ -64,7 +66,7 @@ class ArmedText:
         self._shared: dict[int, list[Place]] = {}  # those that several mappings have armed
         self._paddrs: list[int] = []
         self._vaddrs: list[int] = []  # of the int3 places, sorted
-        self._lost = False  # `look` has seen the guest's code where an int3 should stand
+        self._lost: set[int] = set()  # where `look` has seen the guest's code instead of an int3
         self._hooks: set[int] = set()  # where the engine has a PC hook of ours
         self._lifted = -1  # physical address of the place between `lift` and `settle`
         self.withdrawn = False
@@ -160,7 +162,7 @@ class ArmedText:
         if paddr is None or not 0 <= paddr < self._ram.size:
             raise MemoryFault(vaddr, "arm a breakpoint in")
         known = self._bytes.get(paddr)
-        place = Place(vaddr, BackEnd.INT3, paddr=paddr, fixed=fixed)
+        place = Place(vaddr, BackEnd.INT3, paddr=paddr, fixed=fixed, cr3=self._cpu.cr3)
         if known is not None:  # the same byte through another mapping
             place.original = known.original
             self._shared.setdefault(paddr, [known]).append(place)
@@ -213,7 +215,10 @@ class ArmedText:
 
     def _poke(self, place: Place, byte: int) -> None:
         self._ram.map[place.paddr] = byte
-        self._drop_code(place.vaddr)
+        if self._paddr_of(place.vaddr) in (place.paddr, None):
+            self._drop_code(place.vaddr)
+        else:  # the address is another page's now, and its translation elsewhere would outlive the byte
+            self._engine.drop_code(0, 0, False)
 
     def _drop_code(self, vaddr: int) -> None:
         self._engine.drop_code(vaddr, 1, reachable(self._cpu, self._walks.page(vaddr)))
@@ -259,32 +264,55 @@ class ArmedText:
             self._poke(place, INT3)
 
     def look(self, pc: int, code: bytes) -> None:
-        """From the engine, about a new block: the guest may have stored over an int3 of ours, and is about to run that.
+        """From the engine, about a new block: where an int3 of ours should stand, the guest may have stored something,
+        or mapped another page, and is about to run that.
 
         Then it stops before the block's first instruction; `reclaim` follows.
         """
         at = bisect.bisect_left(self._vaddrs, pc)
-        while at < len(self._vaddrs) and self._vaddrs[at] < pc + len(code):
-            place = self._places[self._vaddrs[at], BackEnd.INT3]
-            if self._is_lost(place):
-                self._lost = True
+        while at < len(self._vaddrs) and (vaddr := self._vaddrs[at]) < pc + len(code):
+            if code[vaddr - pc] != INT3 and self._is_lost(self._places[vaddr, BackEnd.INT3]):
+                self._lost.add(vaddr)
                 self._engine.stop_here()
-                return
             at += 1
 
     def reclaim(self) -> bool:
-        """Arm over the guest's stores that `look` has found; False where it has found none. Not from a hook."""
-        if not self._lost:
-            return False
-        self._lost = False
-        for place in self._bytes.values():
-            if self._is_lost(place):
-                place.original = self._ram.map[place.paddr]
-                self._poke(place, INT3)
-        return True
+        """Arm what `look` has found; False where it has found nothing. Not from a hook."""
+        lost, self._lost = self._lost, set()
+        for vaddr in lost:
+            place = self._places.get((vaddr, BackEnd.INT3))
+            if place is None or not self._is_lost(place):
+                continue
+            if self._paddr_of(vaddr) != place.paddr:
+                self._move(place)
+            else:
+                armed = self._bytes[place.paddr]
+                armed.original = self._ram.map[place.paddr]
+                self._poke(armed, INT3)
+        return bool(lost)
 
     def _is_lost(self, place: Place) -> bool:
-        return not self.withdrawn and place.paddr != self._lifted and self._ram.map[place.paddr] != INT3
+        """No int3 stands where the address is mapped now, though it is meant there.
+
+        Page tables of one address space say nothing of another's, but all share the kernel's pages.
+        """
+        page = walk(self._ram, self._cpu.tables(), place.vaddr)
+        if self.withdrawn or page is None or page.paddr >= self._ram.size or self._ram.map[page.paddr] == INT3:
+            return False
+        if page.paddr == place.paddr:
+            return page.paddr != self._lifted
+        return not place.fixed and (place.cr3 == self._cpu.cr3 or not page.user)
+
+    def _move(self, place: Place) -> None:
+        """The guest has mapped another page at the address of `place`."""
+        vaddr = place.vaddr
+        self._shortcuts.drop(vaddr)
+        del self._places[vaddr, BackEnd.INT3]
+        self._drop_place(place)
+        moved = self._arm_byte(vaddr, None)
+        moved.owners = place.owners
+        self._places[vaddr, BackEnd.INT3] = moved
+        bisect.insort(self._vaddrs, vaddr)
 
     def _update_hooks(self) -> None:
         for vaddr, back_end in self._places:
