@@ -306,7 +306,8 @@ class RunLoop(Events):
     def on_interrupt(self, vector: int) -> None:
         cpu = self.cpu
         if vector == t.BP:
-            usual = self._skip_breakpoint is None and not self._stop_requested
+            skip = self._skip_breakpoint
+            usual = not self._stop_requested and (skip is None or skip[0] != cpu.linear_pc - 1)
             if (usual and self.shortcuts.take()) or self._on_int3():
                 return
         if vector in t.FAULTS:

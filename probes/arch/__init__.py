@@ -37,7 +37,7 @@ class Short:
 
     `observe`: it is for a place with post-handlers. `emulate`, where there is one, executes the instruction; else the
     guest goes on at `to`. There `over` is the address of an int3 that ends the step, and `end` where the guest goes on
-    then; -1 where nobody waits for the end. `uncount`: instructions of ours up to there.
+    then; -1 where nobody waits for the end. `uncount`: instructions of ours, the int3 at `over` included.
     """
 
     observe: bool

@@ -233,7 +233,7 @@ class X86Arch:
         text, probe.short = self._machine.text, short
         text.shorten(probe.address, self._owner, insn.data, short.to, arrive(short), short.uncount)
         if short.over >= 0:
-            window.shorten(short.over - window.address(0), finish(short), 1)
+            window.shorten(short.over - window.address(0), finish(short), 0)
 
     def _short(self, probe: X86Probe, insn: Insn, code: int, observe: bool) -> Short | None:
         if probe.emulate is not None:
@@ -243,14 +243,13 @@ class X86Arch:
         if probe.kind.boost is not Boost.JUMP_BACK:
             return None  # it does not come to the int3 behind its copy, or must not see one there
         over = code + _STEP_HALF + insn.size
-        return Short(observe, 1, code + _STEP_HALF, over=over, end=insn.end)
+        return Short(observe, 2, code + _STEP_HALF, over=over, end=insn.end)
 
     def is_over(self, cpu: Cpu, vector: int, prepared: Prepared) -> bool:
         short = _ours(prepared).short
         if short is None or vector != _BP or cpu.pc != short.over + 1:
             return False
         cpu.pc = short.end
-        self._machine.uncount(1)
         return True
 
     def arch_disarm(self, prepared: Prepared) -> None:
@@ -321,11 +320,12 @@ class X86Arch:
             cpu.pc = (cpu.pc + probe.address - step.at) & self.convention.mask
             cpu.system_flags = (cpu.system_flags & ~TF) | step.guest_tf
             return
+        # A fault retires nothing more than the attempt itself, so what was taken off for the way back is owed.
         at = self._code(probe)
         if cpu.pc >= at + _STEP_HALF:
-            at += _STEP_HALF  # an int3 was to end the step
+            at += _STEP_HALF
+            self._machine.uncount(-1)  # the int3 that was to end the step
         else:
-            # A fault retires nothing more than the attempt itself, so what was taken off for the jump back is owed.
             self._machine.uncount(1 - probe.boost_uncount)
         cpu.pc = (cpu.pc + probe.address - at) & self.convention.mask
 
