@@ -186,6 +186,7 @@ class Connection:
         if server.debugger is not None:
             self._session.rival = server.debugger.peer
         self._resuming = False  # a stop reply is owed
+        self._crossed: bool | None = None  # a Ctrl-C came after the stop reply, which it crossed; None: it cannot have
         self._run = trio.CancelScope()
         self._run_is_over = trio.Event()
         self._nursery: trio.Nursery
@@ -224,11 +225,15 @@ class Connection:
         match event:
             case Packet(payload):
                 self._log("->", payload)
+                if not self._crossed:
+                    self._crossed = None
                 return await self._packet(payload)
             case Interrupt():
                 self._log("->", b"\x03")
                 if self._resuming:
                     self._interrupt()
+                elif self._crossed is not None:
+                    self._crossed = True
             case BadChecksum():
                 if self._codec.ack_mode:
                     await self._send()
@@ -271,6 +276,9 @@ class Connection:
                 self._run, self._run_is_over = trio.CancelScope(), trio.Event()
                 self._output.set()
                 self._nursery.start_soon(self._resume, action)
+                if self._crossed:  # gdb resumes after a stop that it did not want to see, and waits for its Ctrl-C
+                    self._interrupt()
+                self._crossed = None
             case InterruptRun(payload):
                 await self._send(payload)
                 if self._resuming:
@@ -302,6 +310,7 @@ class Connection:
             if session.nonstop:
                 await self._notify(*payloads)
             else:
+                self._crossed = False
                 await self._send(*payloads)
 
     def _interrupt(self) -> None:

@@ -157,6 +157,21 @@ async def test_interrupt_of_a_stopped_guest_is_ignored():
         assert (await client.ask(b"s")).startswith(b"T05")
 
 
+async def test_interrupt_that_crosses_a_stop_reply_stops_the_next_resume():
+    """gdb sends it while it steps over a breakpoint, goes on after that step, and waits for the stop it asked for."""
+    async with open_world() as world:
+        client = world.connect()
+        await client.ask(b"?")
+        assert (await client.ask(b"s")).startswith(b"T05")
+        await client.interrupt()
+        assert await client.ask(b"qC") == b"QC1"
+        assert (await client.ask(b"c")).startswith(b"T02")
+        assert (await client.ask(b"s")).startswith(b"T05")
+        assert await client.ask(b"qC") == b"QC1"
+        await client.interrupt()  # it is known to stand by now
+        assert (await client.ask(b"s")).startswith(b"T05")
+
+
 async def test_packets_while_the_guest_runs_are_refused_or_answered():
     """Those that need it stopped get an error, monitor commands an answer; the run goes on."""
     async with open_world() as world:
