@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeAlias, TypeVar
 
 from emu.iface import Machine, MachineError
+from probes.btf import Btf
+from probes.discovery import find_symbols
 from probes.errors import ProbeError
 from probes.tracefs import redirection
 
@@ -130,7 +132,8 @@ TOPICS: Final = ("registers", "mem", "tlb", "pic", "timers", "stats")
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What the commands work on. `disassemble(paddr, count)` gives one line an instruction; `quit` ends the program."""
+    """What the commands work on. `disassemble(paddr, count)` gives one line an instruction, `types` the kernel's own
+    types; `quit` ends the program."""
 
     machine: Machine
     probes: Probes | None = None
@@ -141,6 +144,7 @@ class Services:
     disassemble: Callable[[int, int], Sequence[str]] | None = None
     scripts: Scripts | None = None
     system: System | None = None
+    types: Callable[[], Btf | None] | None = None
     quit: Callable[[], None] | None = None
 
 
@@ -351,17 +355,14 @@ class Monitor:
         data = self._services.machine.memory.read_physical(address, count * size)
         return _dump(address, data, style, size)
 
-    @command("symbols GLOB", "symbols whose name matches", looks=True)
+    @command("symbols GLOB", "symbols whose name matches, functions with their prototype", looks=True)
     def symbols(self, arguments: Arguments) -> Sequence[str]:
-        table = self._services.machine.symbols
-        pattern = arguments.words["GLOB"]
-        found = table.glob(pattern)
-        if not found:
-            raise CommandError(f"no symbol matches {pattern!r}{_suggestion(table.suggest(pattern))}")
-        lines = [f"{symbol.address:016x} {symbol.size:6d} {symbol.name}" for symbol in found[:_MAX_SYMBOLS]]
-        if len(found) > _MAX_SYMBOLS:
-            lines.append(f"... and {len(found) - _MAX_SYMBOLS} more")
-        return lines
+        types = self._services.types
+        machine, pattern = self._services.machine, arguments.words["GLOB"]
+        found = find_symbols(machine, pattern, types=types() if types is not None else None, limit=_MAX_SYMBOLS)
+        if not found.count:
+            raise CommandError(found.lines[0])
+        return found.lines
 
     @command("catch exception N|all [off]", "stop the debugger before the guest's handler of an exception, 0 to 31")
     def catch_exception(self, arguments: Arguments) -> Sequence[str]:

@@ -356,6 +356,7 @@ class Program:
                 disassemble=disassembler(machine),
                 scripts=self._scripts,
                 system=GuestSystem(self.probes),
+                types=lambda: self.probes.types,
                 quit=lambda: self._token.run_sync_soon(self.end),
             )
         )

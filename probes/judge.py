@@ -13,7 +13,7 @@ import errno
 import re
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Final, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from emu.iface import MemoryFault, Symbol
 from emu.insn import MAX_INSN_SIZE, InvalidInstruction, boundaries, decode
@@ -24,7 +24,7 @@ from probes.kretprobe import DEFAULT_MAXACTIVE, NO_RETURN
 from probes.limits import LinuxLimits
 from probes.lookup import did_you_mean
 from probes.refusals import Refusal
-from probes.scope import GuestScope, KernelText, starts_with_endbr
+from probes.scope import ENDBR_SIZE, GuestScope, KernelText, starts_with_endbr
 from probes.spec import (
     FileScope,
     ProbeSpec,
@@ -39,8 +39,6 @@ from probes.spec import (
 from probes.table import admit, matches
 
 Kind: TypeAlias = Literal["kprobe", "uprobe", "auto"]
-
-_ENDBR_SIZE: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,8 +171,8 @@ class Judge:
     def _refuse_place(self, function: int, offset: int, *, is_return: bool) -> tuple[int, str] | None:
         address = function + offset
         is_entry = offset == 0
-        if offset in (0, _ENDBR_SIZE) and starts_with_endbr(self._text, function):
-            address, is_entry = function + _ENDBR_SIZE, True
+        if offset in (0, ENDBR_SIZE) and starts_with_endbr(self._text, function):
+            address, is_entry = function + ENDBR_SIZE, True
         if is_return and not is_entry:
             return errno.EINVAL, "a return probe stands on a function's entry"
         if is_return and any(s.address == function for n in NO_RETURN for s in self._text.symbols.lookup(n)):

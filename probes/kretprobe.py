@@ -22,11 +22,12 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from emu.iface import BackEnd, Machine, MachineError, MemoryFault, Word
-from emu.insn import InvalidInstruction, decode, spans
+from emu.insn import spans
 from probes.arch import ProbeArch
 from probes.core import Kprobe, Kprobes
 from probes.errors import ProbeError
 from probes.regs import Regs
+from probes.scope import ENDBR_SIZE, starts_with_endbr
 from probes.tasks import Tasks
 
 ReturnHandler: TypeAlias = Callable[["ReturnInstance", Regs], object]
@@ -36,7 +37,6 @@ NR_CPUS: Final = 1  # the machine has one processor
 DEFAULT_MAXACTIVE: Final = max(10, 2 * NR_CPUS)  # register_kretprobe() of kernels that preempt, and of all since 5.17
 MAX_IDLE_SITES: Final = 64
 NO_RETURN: Final = ("__switch_to",)  # kretprobe_blacklist, arch/x86/kernel/kprobes/core.c
-_ENDBR_SIZE: Final = 4
 _CALL_SIZE: Final = 5
 
 
@@ -220,17 +220,13 @@ class Kretprobes:
             if found is None:
                 return  # an image without symbols: its user knows
             offset = found[1]
-        if offset and not (offset == _ENDBR_SIZE and self._is_behind_endbr(kp)):
+        if offset and not (offset == ENDBR_SIZE and self._is_behind_endbr(kp)):
             raise ProbeError(errno.EINVAL, "a return probe must be at the entry of a function")
 
     def _is_behind_endbr(self, kp: Kprobe) -> bool:
         symbols = self._machine.symbols.lookup(kp.symbol) if kp.symbol is not None else ()
-        start = symbols[0].address if symbols else (kp.addr or 0) + kp.offset - _ENDBR_SIZE
-        try:
-            code = self._machine.memory.read(start, _ENDBR_SIZE)
-            return decode(code, start, self._arch.convention.bits).mnemonic.startswith("endbr")
-        except (MemoryFault, InvalidInstruction):
-            return False
+        start = symbols[0].address if symbols else (kp.addr or 0) + kp.offset - ENDBR_SIZE
+        return starts_with_endbr(self._machine, start)
 
     def instances(self, rp: Kretprobe) -> list[ReturnInstance]:
         """The calls that have not returned yet, oldest first."""
@@ -311,7 +307,7 @@ class Kretprobes:
             return True
         target = ret_addr + int.from_bytes(call[1:], "little", signed=True) & self._arch.convention.mask
         entry = rp.kp.address or 0
-        return call[0] != 0xE8 or target not in (entry, entry - _ENDBR_SIZE)
+        return call[0] != 0xE8 or target not in (entry, entry - ENDBR_SIZE)
 
     # ----------------------------------------------------------------------------------------------------- returns
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final, TypeAlias
 
 from emu.iface import MemoryFault
-from probes.scope import KernelText
+from probes.scope import ENDBR_SIZE, KernelText, starts_with_endbr
 
 Refusal: TypeAlias = tuple[int, str]
 Range: TypeAlias = tuple[int, int]  # first address and the one behind the last
@@ -29,6 +29,8 @@ _CALL_SITE: Final = "<ii"  # struct static_call_site
 _BUG_ENTRY: Final = "<iihh"  # struct bug_entry with CONFIG_DEBUG_BUGVERBOSE: the address is relative to the field
 _SHORT: Final = (b"\xeb", b"\x66")
 _LONG_SIZE: Final = 5
+_FTRACE_NOP: Final = b"\x0f\x1f\x44\x00\x00"
+_CALL: Final = 0xE8
 
 
 class LinuxLimits:
@@ -174,6 +176,22 @@ class LinuxLimits:
             return self._machine.memory.read(address, size)
         except MemoryFault:
             return b""
+
+
+def is_notrace(text: KernelText, address: int) -> bool:
+    """Whether a running kernel's kprobe_events would refuse the function at `address` because ftrace does not trace it.
+
+    ftrace's list of functions is freed after the boot; what it has made of their first instruction shows all the same.
+    """
+    found = text.symbols.find(address)
+    if found is None or not text.symbols.lookup("ftrace_location"):
+        return False
+    start = found[0].address
+    try:
+        code = text.memory.read(start + (ENDBR_SIZE if starts_with_endbr(text, start) else 0), _LONG_SIZE)
+    except MemoryFault:
+        return False
+    return code != _FTRACE_NOP and code[0] != _CALL
 
 
 def _merged(ranges: Iterable[Range]) -> list[Range]:

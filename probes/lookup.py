@@ -10,9 +10,7 @@ from typing import Protocol
 
 from emu.iface import Machine
 from probes.errors import ProbeError
-from probes.scope import KernelText, starts_with_endbr
-
-_ENDBR_SIZE = 4
+from probes.scope import ENDBR_SIZE, KernelText, starts_with_endbr
 
 
 class Functions(Protocol):
@@ -55,7 +53,7 @@ def is_entry(machine: Machine, address: int) -> bool:
     found = machine.symbols.find(address)
     if found is None or found[1] == 0:
         return True
-    return found[1] == _ENDBR_SIZE and starts_with_endbr(machine, found[0].address)
+    return found[1] == ENDBR_SIZE and starts_with_endbr(machine, found[0].address)
 
 
 def did_you_mean(machine: KernelText, name: str) -> str | None:

@@ -14,31 +14,36 @@ from typing import Final, TypeAlias
 
 from emu.iface import Guest, Machine
 from probes.arch.x86 import X86Arch
+from probes.btf import Btf
 from probes.core import Arm, Kprobe, Kprobes
+from probes.discovery import spread
 from probes.embedded import embedded_programs
 from probes.errors import ProbeError
 from probes.fetch import EntryValues, FetchContext, TaskInfo, compile_entry
 from probes.guest import GuestHandlers
 from probes.jprobe import Jprobe, Jprobes
 from probes.kretprobe import MAX_DATA_SIZE, Kretprobe, Kretprobes, ReturnInstance
+from probes.limits import is_notrace
 from probes.linux import Linux, linux_of
 from probes.linux.kernel import kernel_types
 from probes.linux.programs import linux_programs
 from probes.linux.tasks import current_tasks
 from probes.lookup import did_you_mean
-from probes.matching import check_same_shape, is_meant
 from probes.objects import ObjectLoader
 from probes.programs import Programs
 from probes.refusals import Refusal
 from probes.regs import Regs
 from probes.room import Room
-from probes.scope import GuestScope
+from probes.scope import GuestScope, entry_shift
 from probes.spec import MAX_MAXACTIVE, Deletion, ProbeSpec, UprobeSpec, parse, parse_deletion
+from probes.table import admit, matches
 from probes.tasks import find_tasks
 from probes.trace import TraceRing
 from probes.traceevents import Events, Limits, TraceEvent
 from probes.uprobe import Uprobe, Uprobes
 
+_NOTRACE: Final = "Linux's kprobe_events would refuse: EINVAL, ftrace does not trace this function (notrace)"
+_MAX_SHOWN: Final = 10  # definitions of a glob in one answer
 _OPTIONS: Final = frozenset(("arm", "disabled", "pid", "comm"))
 _RETURN_OPTIONS: Final = frozenset(("maxactive", "shadow", "trampoline"))
 _GUEST_OPTIONS: Final = {"kprobe": ("pre", "post"), "kretprobe": ("pre", "post"), "jprobe": ("entry",)}
@@ -146,6 +151,11 @@ class Manager:
         self._kprobes.settled = value
 
     @property
+    def types(self) -> Btf | None:
+        """The kernel's BTF; None where it has none."""
+        return self._scope.types
+
+    @property
     def linux(self) -> Linux:
         """The guest's operating system. NotAvailable (a ProbeError) where it is no Linux whose types are known."""
         if self._linux is None:
@@ -220,10 +230,29 @@ class Manager:
         `kind` is "kprobe" for a `p` or an `r` line, "kretprobe" for one that means a return, "jprobe" for a `p` line.
         Options: arm (auto, int3, hook), disabled, pid, comm (a glob); of return probes maxactive, and shadow or
         trampoline. Guest code, by symbol: pre and post, which are a return probe's entry_handler and handler, and a
-        jprobe's entry.
+        jprobe's entry. A glob in the place of a symbol means every function it matches: those where the line cannot be
+        defined are named in a note.
         """
         if kind not in _GUEST_OPTIONS:
             raise ProbeError(errno.EOPNOTSUPP, f"{kind} is not available")
+        lines = spread(self._machine, definition)
+        if len(lines) == 1:
+            return self._add(kind, lines[0], options)
+        said: list[str] = []
+        refused: list[tuple[str, ProbeError]] = []
+        for line in lines:
+            try:
+                said.append(self._add(kind, line, options)[0])
+            except ProbeError as error:
+                refused.append((line.split(" ")[1], error))
+        if not said:
+            raise refused[0][1]
+        more = [f"... {len(said)} in all"] if len(said) > _MAX_SHOWN else []
+        notes = [f"note: not on {place}: {error.reason}" for place, error in refused[:_MAX_SHOWN]]
+        more_notes = [f"note: not on {len(refused) - _MAX_SHOWN} more"] if len(refused) > _MAX_SHOWN else []
+        return [*said[:_MAX_SHOWN], *more, *notes, *more_notes]
+
+    def _add(self, kind: str, definition: str, options: Mapping[str, str | bool | int] | None) -> list[str]:
         spec = self._parse(definition)
         if kind == "kretprobe" and not spec.is_return:
             raise ProbeError(errno.EINVAL, "this line is no return probe", definition=spec.definition, column=0)
@@ -231,9 +260,8 @@ class Manager:
             raise ProbeError(errno.EINVAL, "this line is no jprobe", definition=spec.definition, column=0)
         chosen = _checked(options or {}, "kretprobe" if spec.is_return else kind)
         event = self._events.get(spec.name)
-        if event is not None:
-            check_same_shape([known for known, _ in event.parts], spec)
-        else:
+        admit(spec, [known for other in self._events.values() for known, _ in other.parts])
+        if event is None:
             event = self._new_event(spec)
         armed = event.trace.armed if event.parts else not chosen.get("disabled")
         probe = Kprobe(
@@ -255,6 +283,12 @@ class Manager:
         if isinstance(made, Kretprobe):
             spec = replace(spec, maxactive=made.maxactive)
         event.parts.append((spec, made))
+        kprobe = _kprobe(made)
+        if not any("Linux" in note for note in made.notes) and is_notrace(self._machine, kprobe.address or 0):
+            noted = made if isinstance(made, Kretprobe) else kprobe
+            noted.notes += (
+                "Linux's kprobe_events would refuse: EINVAL, ftrace does not trace this function (notrace)",
+            )
         return [spec.listing(), *(f"note: {note}" for note in made.notes)]
 
     def _new_event(self, spec: ProbeSpec) -> _Event:
@@ -347,7 +381,7 @@ class Manager:
             raise ProbeError(errno.ENOENT, f"no event is meant by {wanted.definition}")
         self._check_idle(found)
         for event in found:
-            for part in [part for part in event.parts if is_meant(wanted, part[0])]:
+            for part in [part for part in event.parts if matches(wanted, part[0])]:
                 self.unregister(part[1])
                 event.parts.remove(part)
             if not event.parts:
@@ -409,15 +443,21 @@ class Manager:
         self, event: TraceEvent, spec: ProbeSpec, probe: Kprobe, options: Mapping[str, str | bool | int]
     ) -> Kprobe:
         """`probe` with the handler of an event."""
-        take = event.taker(spec, self._context, _limits(options))
+        limits = _limits(options)
+        take = event.taker(spec, self._context, limits)
+        shift: int | None = None  # known at the first hit: then the code is there to see
         pre, post = (options.get(name) for name in ("pre", "post"))
         before = self.guest.pre(str(pre)) if pre else None
         after = self.guest.post(str(post)) if post else None
         wanted = False  # by --pid and --comm, at the hit under way
 
         def pre_handler(kp: Kprobe, regs: Regs) -> object:
-            nonlocal wanted
-            hit = take(regs, kp.address or 0)
+            nonlocal wanted, take, shift
+            if shift is None:
+                shift = entry_shift(self._machine, kp.address or 0)
+                if shift:
+                    take = event.taker(spec, replace(self._context, ip_offset=1 + shift), limits)
+            hit = take(regs, (kp.address or 0) + shift)
             wanted = hit is not None
             if hit is None or hit.skip:
                 return wanted
@@ -511,9 +551,7 @@ def _missed(probe: KernelProbe) -> int:
 
 
 def _names(wanted: Deletion, event: _Event) -> bool:
-    group_fits = wanted.group is None or wanted.group in ("", event.trace.group)
-    event_fits = wanted.event in ("", event.trace.event)
-    return group_fits and event_fits and any(is_meant(wanted, spec) for spec, _ in event.parts)
+    return any(matches(wanted, spec) for spec, _ in event.parts)
 
 
 def _limits(options: Mapping[str, str | bool | int]) -> Limits:

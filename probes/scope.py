@@ -6,14 +6,20 @@ Rules: reads only. Implements `spec.KernelScope`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from emu.iface import MemoryFault, SymbolTable
-from emu.insn import InvalidInstruction, decode
 from probes.arch import Convention
 from probes.btf import Btf, BtfError, parse_btf
 
-_ENDBR_SIZE = 4
+ENDBR_SIZE: Final = 4
+_ENDBRS: Final = frozenset(
+    bytes.fromhex(code)
+    for code in (
+        *("f30f1efa", "f30f1efb"),  # endbr64, endbr32
+        *("660f1f00", "0f1f40d6"),  # gen_endbr_poison(), arch/x86/include/asm/ibt.h: until 6.14 and since
+    )
+)
 
 
 class ReadableMemory(Protocol):
@@ -75,11 +81,21 @@ class GuestScope:
         found = self._text.symbols.find(named[0].address + offset) if named else None
         if found is None:
             return None
-        return found[1] == 0 or (found[1] == _ENDBR_SIZE and starts_with_endbr(self._text, found[0].address))
+        return found[1] == 0 or (found[1] == ENDBR_SIZE and starts_with_endbr(self._text, found[0].address))
 
 
 def starts_with_endbr(text: KernelText, address: int) -> bool:
+    """As the kernel's is_endbr() looks: a sealed one, which nobody may jump to, is an ENDBR all the same."""
     try:
-        return decode(text.memory.read(address, _ENDBR_SIZE), address, text.bits).mnemonic.startswith("endbr")
-    except (MemoryFault, InvalidInstruction):
+        return text.memory.read(address, ENDBR_SIZE) in _ENDBRS
+    except MemoryFault:
         return False
+
+
+def entry_shift(text: KernelText, address: int) -> int:
+    """How far behind `address` Linux puts a probe that is meant for there, and says it is: a function's ENDBR must stay
+    (arch_adjust_kprobe_addr(), kernels built for IBT)."""
+    found = text.symbols.find(address)
+    if found is None or found[1] or not text.symbols.lookup("arch_adjust_kprobe_addr"):
+        return 0
+    return ENDBR_SIZE if starts_with_endbr(text, address) else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 
@@ -75,21 +76,22 @@ p:sched/sched_switch /bin/busybox:5
 """
 
 
-@pytest.fixture(scope="module")
-def guest() -> GuestMachine:
-    machine = another("6.12")
+@functools.cache
+def asked(kernel: str) -> GuestMachine:
+    machine = another(kernel)
     run_shell(machine, f"T={_TRACING}; mount -t tracefs t $T; {_ASK}")
     return machine
 
 
+@pytest.mark.parametrize("kernel", ["6.12"])
 @pytest.mark.parametrize(
     ("file", "line"),
     [("kprobe_events", line) for line in KPROBES.strip().split("\n")]
     + [("uprobe_events", line) for line in UPROBES.strip().split("\n")],
 )
-def test_the_guests_own_kernel_says_the_same(guest: GuestMachine, file: str, line: str) -> None:
+def test_the_guests_own_kernel_says_the_same(kernel: str, file: str, line: str) -> None:
     """Its listing, or the errno, the text and the column of its last word in error_log."""
-    said = run_shell(guest, f"ask {file} '{line}'").partition("STATUS ")[2]
+    said = run_shell(asked(kernel), f"ask {file} '{line}'").partition("STATUS ")[2]
     answer, _, listing = said.partition("LISTED")
     logged = _LOGGED.findall(answer)
     judge = judge_of()
