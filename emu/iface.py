@@ -552,6 +552,10 @@ class Machine(Protocol):
         """
         ...
 
+    def is_step_short(self) -> bool:
+        """The next `step` is one instruction and nothing else: no interrupt is due, the processor is not in HLT."""
+        ...
+
     def request_stop(self) -> None:
         """From any thread: the run in progress, or the next one, ends with Interrupted."""
         ...

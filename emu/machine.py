@@ -208,6 +208,11 @@ class Machine(RunLoop):
             self._stop = stop
         return returned
 
+    def is_step_short(self) -> bool:
+        """See iface.Machine."""
+        event = self._next_event()
+        return not self.halted and not self._followers and (event is None or event > self.clock.instructions)
+
     def _take_due(self, pc: int) -> bool:
         """Timers and interrupts that are due now. -> whether the processor, which was at `pc`, is in a handler."""
         if self.halted:

@@ -3,7 +3,8 @@
 Rules: trio lives here; everything public belongs to the trio thread. Work for the machine is a queue that one worker
 thread takes in order. The guest's run is itself such a piece of work, one that ends early when somebody calls
 `Machine.request_stop`: so whoever wants to look at a running machine queues up behind the run, asks it to stop, and the
-guest goes on right after. Nothing else ever touches the machine, hence no locks.
+guest goes on right after. Nothing else ever touches the machine, hence no locks. The trio thread may do so itself while
+the machine's thread has nothing to do (`is_idle`): only it gives out work, so that stays so meanwhile.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import contextlib
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable
-from typing import Final, Generic, ParamSpec, TypeAlias, TypeVar
+from typing import Any, Final, Generic, ParamSpec, TypeAlias, TypeVar
 
 import trio
 
@@ -42,6 +43,8 @@ class _Work(Generic[Result]):
         self._wake: Callable[[], object] | None = None
         self._result: Result
         self._error: BaseException | None = None
+        self.over = False
+        """The machine's thread is not in there any more, nor will be."""
 
     def claim(self) -> bool:
         """True for the first who asks: the machine's thread before it begins, or a canceller."""
@@ -53,6 +56,7 @@ class _Work(Generic[Result]):
             self._result = self._function()
         except BaseException as error:  # noqa: BLE001  it is raised again in the task that awaits the work
             self._error = error
+        self.over = True
         self._done.release()
         if self._wake is not None:
             self._wake()
@@ -94,6 +98,7 @@ class Runner:
         self._untold_end: Stop | None = None  # ... which `wait_stop` is not told of before the hold is given back
         self._gate = trio.lowlevel.ParkingLot()  # where the free run waits for the two above
         self._running = False  # a run is queued or in progress
+        self._last: _Work[Any] | None = None
         self._break_requested = False
         self._stop_sender, self._stop_receiver = trio.open_memory_channel[Stop](_KEPT_STOPS)
 
@@ -112,6 +117,10 @@ class Runner:
         elif work.wait(_BLINK):
             return work.result()
         return await self._wait(work)
+
+    def is_idle(self) -> bool:
+        """Somebody holds the machine, and its thread has nothing to do: then `at_once` is possible."""
+        return self._holds > 0 and not self._running and (self._last is None or self._last.over)
 
     async def pause(self) -> None:
         """End the free run and hold the guest until `resume` has been called as often. Cancelled, it holds nothing.
@@ -170,12 +179,33 @@ class Runner:
                 stop = await self._run(run)
         finally:
             self._break_requested = False
+        self._note_end(stop, final)
+        return told[0]
+
+    def advance_at_once(
+        self, function: Callable[[], Stop], tell: Callable[[Stop], Result], *, final: bool = True
+    ) -> Result | None:
+        """As `advance`, in this thread, for what takes no longer than a blink: two switches of threads take as long as
+        a step. None where somebody has asked the machine to stop, so that `advance` must say what that means.
+
+        RuntimeError unless `is_idle`.
+        """
+        if not self.is_idle():
+            raise RuntimeError("advance_at_once while the machine's thread is busy")
+        stop = function()
+        if isinstance(stop, Interrupted) and not self._break_requested:
+            return None
+        self._break_requested = False
+        told = tell(stop)
+        self._note_end(stop, final)
+        return told
+
+    def _note_end(self, stop: Stop, final: bool) -> None:
         self._at_end = isinstance(stop, ENDINGS)
         if self._at_end and final:
             self._report(stop)
         elif self._at_end:
             self._untold_end = stop
-        return told[0]
 
     def begin_again(self) -> None:
         """Whoever holds the machine has taken it back to where it began: it is at no end any more."""
@@ -212,8 +242,8 @@ class Runner:
             self._stop_sender.send_nowait(stop)
 
     def _submit(self, function: Callable[[], Result]) -> _Work[Result]:
-        work = _Work(function)
-        self._queue.put(work)  # type: ignore[arg-type]  # its result is the submitter's affair
+        work = self._last = _Work(function)
+        self._queue.put(work)
         return work
 
     async def _wait(self, work: _Work[Result]) -> Result:
@@ -223,7 +253,9 @@ class Runner:
         try:
             await done.wait()
         except trio.Cancelled:
-            if not work.claim():
+            if work.claim():
+                work.over = True
+            else:
                 await self._see_end(done)
             raise
         return work.result()

@@ -7,6 +7,7 @@ stub announces are taken from the same declarations, so that it cannot promise w
 from __future__ import annotations
 
 import binascii
+import functools
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -76,6 +77,7 @@ def packet(
 
 
 _SEPARATORS = re.compile(rb"[:;,=]")
+_SHORT, _KEPT = 32, 256  # bytes of packets whose look-up is remembered, and how many of them
 _LONGEST = 3  # separators looked at: "qXfer:features:read:..."
 
 
@@ -84,6 +86,7 @@ class PacketTable(Generic[Owner]):
 
     def __init__(self, owner: type[Owner]) -> None:
         self._entries: dict[bytes, Entry] = {}
+        self._known = functools.lru_cache(_KEPT)(self._look_up)  # a client says the same few things all day
         members = {name: member for part in reversed(owner.__mro__) for name, member in vars(part).items()}
         for attribute, member in members.items():
             for declaration in getattr(member, _MARK, ()):
@@ -97,10 +100,14 @@ class PacketTable(Generic[Owner]):
 
     def find(self, owner: Owner, payload: bytes) -> tuple[Entry, bytes] | None:
         """The entry for `payload` and what follows the name, or None for a packet `owner` does not know."""
+        found = self._known(payload) if len(payload) <= _SHORT else self._look_up(payload)
+        return found if found is not None and self._available(owner, found[0].declaration) else None
+
+    def _look_up(self, payload: bytes) -> tuple[Entry, bytes] | None:
         for name, rest in _splits(payload):
             entry = self._entries.get(name)
             if entry is not None:
-                return (entry, rest) if self._available(owner, entry.declaration) else None
+                return entry, rest
         return None
 
     def features(self, owner: Owner, announced: frozenset[str]) -> list[str]:

@@ -121,6 +121,7 @@ _RUN_MAX = 98  # the byte itself and 97 more: 97 + 29 = 126, the last printable 
 _ANY_RUN = re.compile(rb"(.)\1{3,97}", re.DOTALL)
 _ZERO_RUN = re.compile(rb"000000000{0,90}")
 _SHORT = 1024
+_ONE_PIECE = 128  # bytes; shorter ones go in one piece over any wire, and take longer to encode than to send
 _FORBIDDEN_COUNTS = b"#$+-"
 
 
@@ -155,7 +156,9 @@ def expand(data: bytes) -> bytes:
 
 def frame(payload: bytes, *, lead: bytes = b"$", runs: bool = True) -> bytes:
     """`payload` as it goes on the wire: escaped, with its checksum, runs encoded unless that is not wanted."""
-    body = compress(escape(payload)) if runs else escape(payload)
+    body = escape(payload)
+    if runs and len(body) > _ONE_PIECE:
+        body = compress(body)
     return b"%b%b#%02x" % (lead, body, checksum(body))
 
 

@@ -11,6 +11,7 @@ on one connection; in between there is no process for it. Source: GDB manual, "P
 from __future__ import annotations
 
 import re
+from binascii import hexlify
 from collections import deque
 from collections.abc import Callable
 from typing import Final
@@ -297,9 +298,12 @@ class RunPackets:
         if status is not None:
             return b"W%02x%b" % (status & 0xFF, b";process:%x" % PROCESS if self._multi else b"")
         arch = self._arch
+        size, read = arch.word_size, self._machine.registers.read
         expedited = b"".join(
-            b"%02x:%b;" % (arch.numbers[name], value.to_bytes(arch.word_size, "little").hex().encode())
-            for name, value in zip(arch.expedited, self._machine.registers.read_many(arch.expedited), strict=True)
+            [
+                b"%02x:%b;" % (arch.numbers[name], hexlify(read(name).to_bytes(size, "little")))
+                for name in arch.expedited
+            ]
         )
         signal = 0 if self._pausing and isinstance(stop, Interrupted) else stops.signal(stop)
         reason = stops.reason(stop, self._client).encode()

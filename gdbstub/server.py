@@ -9,10 +9,11 @@ target; with that it becomes *the* debugger and the guest is held. There is one 
 from __future__ import annotations
 
 import os
+import select
 import socket
 import stat
 import traceback
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import Final, TypeAlias, assert_never
@@ -43,6 +44,10 @@ _PORTION: Final = 0x4000  # bytes read at once; gdb's packets are short, and lar
 _BACKLOG: Final = 16
 _PATIENCE: Final = 1.0  # seconds for a last reply
 _LEAVING: Final = 0.25  # ... for a debugger that has closed to be noticed; a moment for the one that comes
+_MOMENT_MS: Final = 1  # that trio's thread waits for a packet itself, behind one that it has answered at once
+_IN_A_ROW: Final = 32  # of these, before everybody else has a turn
+_SHORT: Final = (b"g", b"G", b"p", b"P", b"m", b"M", b"x", b"X", b"s", b"H", b"T", b"vCont;")
+"""Packets whose answer takes less than a switch of threads does; those that resume, where `Session.is_short`."""
 _GONE = (trio.BrokenResourceError, trio.ClosedResourceError)
 
 NewSession: TypeAlias = Callable[[Callable[[], None]], Session]
@@ -185,6 +190,8 @@ class Connection:
         self._session = new_session(lambda: token.run_sync_soon(self._output_is_ready, idempotent=True))
         if server.debugger is not None:
             self._session.rival = server.debugger.peer
+        self._wire = _Wire(stream.socket) if isinstance(stream, trio.SocketStream) else None
+        self._hurried = 0  # packets in a row that were answered at once
         self._resuming = False  # a stop reply is owed
         self._crossed: bool | None = None  # a Ctrl-C came after the stop reply, which it crossed; None: it cannot have
         self._run = trio.CancelScope()
@@ -213,12 +220,20 @@ class Connection:
                 await trio.aclose_forcefully(self._stream)
 
     async def _read(self) -> None:
-        while data := await self._stream.receive_some(_PORTION):
+        while data := await self._receive():
             self._codec.receive_data(data)
             while (event := self._codec.next_event()) is not NEED_DATA:
                 with self._server.answering():
                     if not await self._take(event):
                         return
+
+    async def _receive(self) -> bytes | bytearray:
+        """What comes next. A client that asks for one thing after another is waited for right here for a moment: by way
+        of trio's loop, a packet takes as long as a step does."""
+        if self._wire is not None and 0 < self._hurried < _IN_A_ROW and (data := self._wire.receive()) is not None:
+            return data
+        self._hurried = 0
+        return await self._stream.receive_some(_PORTION)
 
     async def _take(self, event: Event) -> bool:
         """Carry out one event; False where the connection is over."""
@@ -250,6 +265,8 @@ class Connection:
         return True
 
     async def _packet(self, payload: bytes) -> bool:
+        if self._may_answer_at_once(payload):
+            return await self._answer_at_once(payload)
         if self._session.needs_target(payload):
             if self._resuming and not self._session.nonstop:
                 await self._send(*self._session.refuse("the guest is running").payloads)
@@ -263,6 +280,35 @@ class Connection:
         if self._session.took_up_restart():
             self._runner.begin_again()
         return await self._carry_out(action)
+
+    def _may_answer_at_once(self, payload: bytes) -> bool:
+        session = self._session
+        return (
+            payload.startswith(_SHORT)
+            and session.attached
+            and not self._resuming
+            and not session.nonstop
+            and not self._sending.locked()
+            and self._runner.is_idle()
+        )
+
+    async def _answer_at_once(self, payload: bytes) -> bool:
+        """In this thread: the machine's has nothing to do."""
+        session = self._session
+        action = session.handle(payload)
+        if isinstance(action, Resume) and session.is_short(action):
+            payloads = self._runner.advance_at_once(
+                partial(session.advance, action), self._tell, final=not session.extended
+            )
+            if payloads is not None:
+                action = Send(payloads)
+        if not isinstance(action, Send) or self._wire is None:
+            return await self._carry_out(action)
+        self._hurried += 1
+        if rest := self._wire.send(self._outgoing(action.payloads)):
+            async with self._sending:
+                await self._stream.send_all(rest)
+        return True
 
     async def _carry_out(self, action: Action) -> bool:
         match action:
@@ -339,11 +385,13 @@ class Connection:
     async def _send(self, *payloads: bytes) -> None:
         """Acknowledgements that are due, and these packets, in one piece."""
         async with self._sending:
-            for payload in payloads:
-                self._log("<-", payload)
-            data = b"".join([*map(self._codec.reply, payloads), self._codec.acknowledgements()])
-            if data:
+            if data := self._outgoing(payloads):
                 await self._stream.send_all(data)
+
+    def _outgoing(self, payloads: Sequence[bytes]) -> bytes:
+        for payload in payloads:
+            self._log("<-", payload)
+        return b"".join([*map(self._codec.reply, payloads), self._codec.acknowledgements()])
 
     def _output_is_ready(self) -> None:
         self._output.set()
@@ -391,6 +439,33 @@ class Connection:
         return f"{debugger.peer if debugger else 'another client'} is debugging this machine; one debugger at a time"
 
 
+class _Wire:
+    """A socket of trio's, used past trio: neither call waits longer than a moment."""
+
+    def __init__(self, sock: trio.socket.SocketType) -> None:
+        self._descriptor = sock.fileno()
+        self._poll = select.poll()
+        self._poll.register(self._descriptor, select.POLLIN)
+
+    def receive(self) -> bytes | None:
+        """What is there or comes within the moment, empty at the end; None where nothing comes."""
+        try:
+            return os.read(self._descriptor, _PORTION) if self._poll.poll(_MOMENT_MS) else None
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise trio.BrokenResourceError from error
+
+    def send(self, data: bytes) -> bytes:
+        """Send what there is room for. -> the rest."""
+        try:
+            return data[os.write(self._descriptor, data) :]
+        except BlockingIOError:
+            return data
+        except OSError as error:
+            raise trio.BrokenResourceError from error
+
+
 class Observer(Connection):
     """A client that only looks: it holds nothing and resumes nothing. What it takes for a run lasts until Ctrl-C."""
 
@@ -404,6 +479,9 @@ class Observer(Connection):
             return self._observer
 
         return make
+
+    def _may_answer_at_once(self, payload: bytes) -> bool:
+        return False  # the machine may run, and is not held
 
     async def _become_debugger(self) -> bool:
         if not self._session.attached:

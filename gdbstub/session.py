@@ -131,6 +131,10 @@ class Session(RunPackets, TargetPackets, BreakPackets, FilePackets, TracePackets
             if hardware is not None:
                 return Breakpoint(stop.pc, hardware)
 
+    def is_short(self, resume: Resume) -> bool:
+        """Whether `advance` will be over in no time: one instruction and no interrupt's handler."""
+        return resume.step and resume.stop_range is None and self._machine.is_step_short()
+
     def stopped(self, stop: Stop) -> tuple[bytes, ...]:
         """The payloads that tell of the end of a resume: console text where gdb has no word for it, then the reply."""
         explanation = stops.explain(stop) + self._mode_changed()

@@ -190,6 +190,9 @@ class FakeMachine:
             return Interrupted(self.pc)
         return self._execute() or Step(self.pc)
 
+    def is_step_short(self) -> bool:
+        return False
+
     def request_stop(self) -> None:
         self._stop.set()
 
