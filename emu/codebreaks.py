@@ -75,6 +75,11 @@ class CodeBreaks:
         page = None if vaddr is None else walk(self._ram, self._cpu.tables(), vaddr)
         self._engine.drop_code(vaddr or 0, 1, vaddr is not None and reachable(self._cpu, page))
 
+    @property
+    def armed(self) -> list[int]:
+        """Every armed address."""
+        return list(self._armed)
+
     def is_armed(self, vaddr: int) -> bool:
         at = bisect.bisect_left(self._armed, vaddr)
         return at < len(self._armed) and self._armed[at] == vaddr

@@ -7,9 +7,12 @@ import functools
 import pytest
 
 from emu.boot import GuestMachine
+from emu.insn import spans
 from probes import Manager, Regs, Uprobe
 from probes.programs import ProgramFile
-from tests.support.kernels import another, run_shell
+from probes.programsymbols import functions
+from tests.support.kernels import another, run_shell, type_line
+from tests.support.programs import COLD, COLD32, bring, build
 
 BUSYBOX = "/bin/busybox"
 WORK = "md5sum /bin/busybox; ls / | wc -l; (cat /proc/self/maps; cat /proc/self/smaps) >/dev/null; dmesg | tail -3"
@@ -97,3 +100,74 @@ def test_file_that_does_not_exist_yet(kernel: str) -> None:
     run_shell(machine, "rm /tmp/later/program; cp /bin/busybox /tmp/later/program; /tmp/later/program true")
     run_shell(machine, "ln -s later /tmp/aside; /tmp/aside/program true; busybox true")
     assert probe.hits == 3
+
+
+def test_program_that_reads_its_own_flags_stack_and_code(kernel: str) -> None:
+    """Probed on every instruction of the function that looks: no TF, its own return address, its own bytes."""
+    machine = another(kernel)
+    manager = Manager(machine)
+    bring(machine, manager.linux, {"/bin/looks": build("looks.c", "-nostdlib", "-static", "-fno-stack-protector")})
+    bare = run_shell(machine, "looks; echo $?")
+    assert bare == "0"
+    file = manager.uprobes.open("/bin/looks")
+    assert file is not None
+    start = functions(file.read)["looks"]
+    code = file.read(start, functions(file.read)["looks_end"] - start)
+    probes = [Uprobe("/bin/looks", start + at, ret_handler=lambda ri, regs: None) for at, _ in spans(code, 64)]
+    for probe in probes:
+        manager.register(probe)
+    assert run_shell(machine, "looks; echo $?") == bare
+    assert [probe.hits > 0 for probe in probes] == [True] * (len(probes) - 2) + [False] * 2  # where it would complain
+
+
+def test_32_bit_process(kernel: str) -> None:
+    """On a 64-bit kernel: arguments from the stack, the return by its own word size."""
+    calls_of_cold(another(kernel), COLD32)
+
+
+def calls_of_cold(machine: GuestMachine, made: tuple[str, ...]) -> None:
+    manager = Manager(machine)
+    bring(machine, manager.linux, {"/tmp/cold": build(*made)})
+    seen: list[int] = []
+    results: list[int] = []
+    probe = Uprobe(
+        "/tmp/cold", "cold", lambda up, regs: seen.append(regs.arg(1)), lambda ri, regs: results.append(regs.retval)
+    )
+    manager.register(probe)
+    assert run_shell(machine, "/tmp/cold; echo $?") == "0"
+    assert (seen, results, str(probe.ends)) == ([0, 1, 2], [1, 2, 3], "3 entries = 3 returned + 0 live + 0 missed")
+
+
+def test_i386_kernel() -> None:
+    """By a type profile, as its image has no types."""
+    calls_of_cold(another("i386"), COLD32)
+
+
+def test_two_hundred_processes_while_probes_come_and_go() -> None:
+    """Each at addresses of its own, some killed; then nothing is left: no site, no followed call, no place in text."""
+    machine = another("amd64")
+    manager = Manager(machine)
+    bring(machine, manager.linux, {"/tmp/cold": build(*COLD)})
+    before = machine.text.armed_bytes()
+    lasting = Uprobe("/tmp/cold", "cold", ret_handler=lambda ri, regs: None)
+    manager.register(lasting)
+    passing = [Uprobe("/tmp/cold", name, ret_handler=lambda ri, regs: None) for name in ("cold", "run", "_start")]
+    type_line(
+        machine,
+        "i=0; while [ $i -lt 200 ]; do /tmp/cold & i=$((i+1)); [ $((i%7)) = 0 ] && kill -9 $!; done; wait; echo over",
+    )
+    turn = 0
+    while "\nover" not in machine.console.text.replace("\r", ""):
+        machine.run(4_000_000)
+        probe = passing[turn % 3]
+        (manager.unregister if probe.registered else manager.register)(probe)
+        turn += 1
+    assert turn > 15
+    assert lasting.ends.entries >= 3 * 150
+    assert lasting.ends.live == 0
+    assert manager.uprobes.addresses(lasting) == []
+    for probe in [lasting, *passing]:
+        if probe.registered:
+            manager.unregister(probe)
+        assert probe.ends.live == 0
+    assert (machine.breaks.client, machine.breaks.armed, machine.text.armed_bytes()) == (None, [], before)

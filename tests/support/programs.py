@@ -7,6 +7,7 @@ bytes. So a kernel's shared snapshot serves for every program.
 from __future__ import annotations
 
 import functools
+import lzma
 import re
 import subprocess
 import tempfile
@@ -14,9 +15,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from emu.boot import GuestMachine, restore
+from emu.images.apt import Apt, Candidate
+from emu.images.cache import write_atomic
+from emu.images.deb import extract
 from emu.snapshot import Snapshot
 from probes.linux import Linux, linux_of
-from tests.support.kernels import another, run_shell
+from tests.support.images import fetch_real_kernel
+from tests.support.kernels import KERNELS, another, run_shell
 
 SOURCES = Path(__file__).parents[1] / "probes" / "programs"
 _PAGE = 4096
@@ -45,12 +50,28 @@ def libraries(program: bytes) -> dict[str, bytes]:
     return {path: Path(path).read_bytes() for path in paths}
 
 
+def kernel_module(name: str, module: str) -> bytes:
+    """MODULE.ko of a kernel of KERNELS, from its package: asked for once, kept beside the kernel."""
+    fetched = fetch_real_kernel(KERNELS[name]).fetched
+    folder = fetched.kernel.parent
+    kept = folder / f"{module}.ko"
+    if not kept.is_file():
+        apt = Apt("i386" if name == "i386" else "amd64", folder.parent / "apt-host", print)
+        package = apt.download(Candidate(fetched.package, fetched.version))
+        data = extract(package, lambda path: path.rpartition("/")[2] in (f"{module}.ko", f"{module}.ko.xz"))
+        package.unlink()
+        write_atomic(kept, lzma.decompress(data) if data[:4] == b"\xfd7zX" else data)
+    return kept.read_bytes()
+
+
 PROGRAMS = {
     "/bin/dynamic": ("dynamic.c", "-pthread"),
     "/bin/leaving": ("leaving.c", "-pthread", "-O2"),
     "/bin/throws": ("throws.cc", "-static-libstdc++"),
     "/bin/sleeper": ("sleeper.c",),
 }
+COLD = ("cold.c", "-nostdlib", "-fno-stack-protector", "-static-pie", "-fPIE")
+COLD32 = ("cold.c", "-m32", "-nostdlib", "-fno-stack-protector", "-static", "-fno-pic", "-no-pie")
 LIBC = "/lib/x86_64-linux-gnu/libc.so.6"
 
 

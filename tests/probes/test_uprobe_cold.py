@@ -1,0 +1,32 @@
+"""Cold pages: a file on a disk, its page thrown out of memory between any two runs."""
+
+from __future__ import annotations
+
+from probes import Manager, Uprobe
+from tests.support.kernels import another, run_shell
+from tests.support.programs import COLD, bring, build, kernel_module
+
+ROUNDS = 50
+
+
+def test_first_instruction_of_a_page_that_was_dropped_fifty_times() -> None:
+    """ext4 on a ram disk, drop_caches before each run: pages, inode, names go; no call is missed or told twice."""
+    machine = another("amd64")
+    manager = Manager(machine)
+    bring(machine, manager.linux, {"/brd.ko": kernel_module("amd64", "brd"), "/tmp/cold": build(*COLD)})
+    run_shell(
+        machine, "insmod /brd.ko rd_size=4096; mke2fs /dev/ram0 >/dev/null; mkdir /mnt; mount -t ext4 /dev/ram0 /mnt"
+    )
+    run_shell(machine, "cp /tmp/cold /mnt/cold; sync")
+    seen: list[int] = []
+    probe = Uprobe("/mnt/cold", "cold", lambda up, regs: seen.append(regs.arg(1)), lambda ri, regs: None)
+    manager.register(probe)
+    run_shell(machine, "echo 3 > /proc/sys/vm/drop_caches")
+    late = Uprobe("/mnt/cold", probe.places[0].offset)
+    manager.register(late)
+    assert late.notes  # nothing of the file is in memory, not even its name; nor are its symbols
+    loop = f"while [ $i -lt {ROUNDS} ]; do echo 3 > /proc/sys/vm/drop_caches; /mnt/cold || f=1; i=$((i+1)); done"
+    assert run_shell(machine, f"i=0; f=0; {loop}; echo failed $f", 2_000_000_000).endswith("failed 0")
+    assert (late.hits, late.notes) == (3 * ROUNDS, ())
+    assert seen == [0, 1, 2] * ROUNDS
+    assert str(probe.ends) == f"{3 * ROUNDS} entries = {3 * ROUNDS} returned + 0 live + 0 missed"
