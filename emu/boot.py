@@ -278,7 +278,7 @@ def _describe(machine: GuestMachine) -> dict[str, Any]:
         "sections": [[s.name, s.address, s.size, s.writable, s.executable] for s in guest.sections],
         "facts_key": guest.facts_key,
         "settled": guest.settled,
-        "symbols": base64.b64encode(pack_symbols(list(machine.symbols))).decode(),
+        "symbols": base64.b64encode(pack_symbols(list(machine.symbols.image))).decode(),
     }
 
 

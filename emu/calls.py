@@ -18,7 +18,7 @@ from typing import Final, Protocol
 from emu.cpustate import AC, DF, IF, NT, RF, TF, CpuState
 from emu.iface import CallAborted, Interrupted, MemoryFault, Stop
 from emu.memory import GuestMemory
-from emu.symbols import SymbolTable
+from emu.symbols import GuestSymbols
 from emu.window import GATES, SlotWindow
 
 # A call through a register, as retpoline kernels make every indirect call: r11 on amd64, where rax counts vector
@@ -43,7 +43,7 @@ class CallHost(Protocol):
     cpu: CpuState
     memory: GuestMemory
     window: SlotWindow
-    symbols: SymbolTable
+    symbols: GuestSymbols
     halted: bool
 
     @property

@@ -467,6 +467,11 @@ class Symbol(Protocol):
         ...
 
     @property
+    def module(self) -> str:
+        """The kernel module it is of, empty for the image itself."""
+        ...
+
+    @property
     def kind(self) -> str:
         """The letter nm prints: T and t text, W and w weak, ? where nothing says."""
         ...

@@ -43,7 +43,7 @@ from emu.memory import GuestMemory
 from emu.ram import Ram
 from emu.registers import GuestRegisters
 from emu.shortcuts import Shortcuts
-from emu.symbols import SymbolTable
+from emu.symbols import GuestSymbols, SymbolTable
 from emu.text import ArmedText, Place
 from emu.traps import CaughtException, GuestFault, Traps, TripleFaulted
 from emu.vex import VexGuard
@@ -92,7 +92,7 @@ class RunLoop(Events):
         self.words = SubstitutedWords(self.ram, walks)
         self.memory = GuestMemory(self.ram, self.cpu, self.engine, walks, self.text, self.words)
         self.registers = GuestRegisters(self.cpu, self.engine, self.traps, self._leave_halt)
-        self.symbols = symbols if symbols is not None else SymbolTable()
+        self.symbols = GuestSymbols(symbols if symbols is not None else SymbolTable())
         self.console = Console(self._stop_for)
         self.trap_client: TrapClient | None = None
         self.budget_end: int | None = None  # instruction count at which every run ends with Budget

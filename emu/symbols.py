@@ -1,7 +1,7 @@
 """Names for addresses: the table that every room asks, and the symbols a stripped kernel carries in its kallsyms.
 
 Rules: standard library, `emu.iface` and `emu.images.cache`; vmlinux-to-elf is imported here and nowhere else. Any
-thread; a SymbolTable does not change once built.
+thread; a SymbolTable does not change once built, a machine's GuestSymbols do with its modules.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ class Symbol(NamedTuple):
     """Bytes; 0 where the file does not say (SymbolTable then extends it to the next symbol)."""
     kind: str = "?"
     """The letter nm and /proc/kallsyms print: T t text, D d data, B b bss, R r rodata, W w V v weak, A a absolute."""
+    module: str = ""
+    """The kernel module it is of, empty for the image itself."""
 
 
 class SymbolTable:
@@ -48,7 +50,7 @@ class SymbolTable:
         self._by_name: dict[str, list[int]] = {}
         self._starts: list[int] = []  # distinct addresses, ascending
         self._covering: list[int] = []  # for each of them: index of the symbol that speaks for it
-        for index, (name, address, _, kind) in enumerate(self._symbols):
+        for index, (name, address, _, kind, _) in enumerate(self._symbols):
             self._by_name.setdefault(name, []).append(index)
             if kind in ABSOLUTE:
                 continue
@@ -100,17 +102,86 @@ class SymbolTable:
         return [*dict.fromkeys(close + longer)][:5]
 
 
+class GuestSymbols:
+    """A machine's symbols: those of its image, and of modules as they come and go. Implements iface.SymbolTable.
+
+    A name may say its module, as in "ext4:ext4_readdir". The machine's thread only.
+    """
+
+    def __init__(self, image: SymbolTable) -> None:
+        self.image = image
+        self.version = 0
+        """Changes with each module that comes or goes."""
+        self._modules: dict[str, SymbolTable] = {}
+
+    @property
+    def modules(self) -> Sequence[str]:
+        """The names of those whose symbols are here."""
+        return list(self._modules)
+
+    def load(self, module: str, symbols: Iterable[Symbol]) -> None:
+        """A module has come, or has other symbols now."""
+        self._modules[module] = SymbolTable(symbol._replace(module=module) for symbol in symbols)
+        self.version += 1
+
+    def unload(self, module: str) -> None:
+        """No error where it is not there."""
+        if self._modules.pop(module, None) is not None:
+            self.version += 1
+
+    def __len__(self) -> int:
+        return len(self.image) + sum(map(len, self._modules.values()))
+
+    def __iter__(self) -> Iterator[Symbol]:
+        yield from self.image
+        for table in self._modules.values():
+            yield from table
+
+    def lookup(self, name: str) -> Sequence[Symbol]:
+        """See SymbolTable.lookup; the image's come first."""
+        found = self.image.lookup(name)
+        if self._modules:
+            module, colon, plain = name.partition(":")
+            if colon:
+                return self._modules[module].lookup(plain) if module in self._modules else []
+            found = [*found, *(symbol for table in self._modules.values() for symbol in table.lookup(name))]
+        return found
+
+    def find(self, vaddr: int) -> tuple[Symbol, int] | None:
+        """See SymbolTable.find."""
+        for table in self._modules.values():
+            found = table.find(vaddr)
+            if found is not None:
+                return found
+        return self.image.find(vaddr)
+
+    def glob(self, pattern: str) -> Sequence[Symbol]:
+        """See SymbolTable.glob; the image's come first."""
+        return [
+            *self.image.glob(pattern),
+            *(symbol for table in self._modules.values() for symbol in table.glob(pattern)),
+        ]
+
+    def suggest(self, name: str) -> Sequence[str]:
+        """See SymbolTable.suggest; a module's are better for a name that says one."""
+        module, colon, plain = name.partition(":")
+        if colon and module in self._modules:
+            return [f"{module}:{near}" for near in self._modules[module].suggest(plain)]
+        near = [match for table in self._modules.values() for match in table.suggest(name)]
+        return [*dict.fromkeys([*self.image.suggest(name), *near])][:5]
+
+
 def _sized(ordered: Sequence[Symbol]) -> list[Symbol]:
     """`ordered` by address, sizes of 0 extended to the next higher address; absolute ones and the last stay 0."""
     sized: list[Symbol] = []
     following: int | None = None
     current: int | None = None
     for symbol in reversed(ordered):
-        name, address, size, kind = symbol
+        name, address, size, kind, module = symbol
         if address != current:
             following, current = current, address
         if not size and following is not None and kind not in ABSOLUTE:
-            symbol = Symbol(name, address, following - address, kind)
+            symbol = Symbol(name, address, following - address, kind, module)
         sized.append(symbol)
     sized.reverse()
     return sized
@@ -206,7 +277,7 @@ _BODY_LIMIT = 256 << 20
 
 
 def pack_symbols(symbols: Iterable[Symbol]) -> bytes:
-    """`symbols` as compact bytes, for the cache and for snapshots. A newline in a name becomes a space."""
+    """An image's `symbols` as compact bytes, for the cache and for snapshots. A newline in a name becomes a space."""
     rows = list(symbols)
     addresses = _u64(array("Q", (symbol.address & 0xFFFF_FFFF_FFFF_FFFF for symbol in rows)))
     sizes = _u64(array("Q", (symbol.size & 0xFFFF_FFFF_FFFF_FFFF for symbol in rows)))

@@ -67,13 +67,15 @@ class Kprobe:
         self.last = False  # a client's: its pre-handler runs after all others, and an address takes one such probe
         self.address: int | None = None
         self.gone = False  # the guest has freed the code
+        self.waits = False  # a client's: the module in `symbol` ("MODULE:NAME") is not loaded; armed when it is
+        self.waiting = False  # for that
         self.hits = 0
         self.nmissed = 0
         self.notes: tuple[str, ...] = ()
 
     @property
     def registered(self) -> bool:
-        return self.address is not None
+        return self.waiting or self.address is not None
 
     def __repr__(self) -> str:
         where = (
@@ -137,6 +139,7 @@ class Kprobes:
         self._limits = LinuxLimits(machine)
         self._linux_limits = linux_limits
         self._places: dict[int, _Place] = {}
+        self._waiting: list[Kprobe] = []
         self._hits: list[_Hit] = []
         self._hooks = 0
         self._halting: _Place | None = None  # a handler asked for a stop there
@@ -152,11 +155,14 @@ class Kprobes:
 
         `check_boundary` False: an instruction is known to start there, as at a return address.
         """
+        if probe.registered:
+            raise ProbeError(errno.EINVAL, "this probe is registered already")
+        if probe.waits:
+            self._wait(probe)
+            return
         address, function = self._locate(probe)
         if not check_boundary:
             function = None
-        if probe.registered:
-            raise ProbeError(errno.EINVAL, "this probe is registered already")
         ours = not check_boundary or self._machine.window.contains(address)  # a return site or trampoline
         refusal = None if ours else self._limits.refusal(address, init_freed=self._settled)
         if self._linux_limits and refusal is not None:
@@ -170,6 +176,7 @@ class Kprobes:
             raise ProbeError(errno.EOPNOTSUPP, f"no post_handler can follow this instruction: {reason}")
         if probe.last and any(known.last for known in place.probes):
             raise ProbeError(errno.EEXIST, "one such probe stands there already")
+        probe.gone = False
         place.probes.insert(len(place.probes) if probe.last else 0, probe)
         try:
             self._update(place)
@@ -181,12 +188,15 @@ class Kprobes:
             raise
         self._places[address] = place
         probe.address = address
-        probe.gone = False
         probe.hits = probe.nmissed = 0
         probe.notes = self._notes(place, refusal)
 
     def unregister(self, probe: Kprobe) -> None:
         """Take a probe away; the last one at an address restores its byte. Allowed inside a handler."""
+        if probe.waiting:
+            self._waiting.remove(probe)
+            probe.waiting = False
+            return
         place = self._place_of(probe)
         place.probes.remove(probe)
         probe.address = None
@@ -229,6 +239,37 @@ class Kprobes:
             elif place.armed is BackEnd.HOOK:
                 self._update(place)
 
+    def _wait(self, probe: Kprobe) -> None:
+        probe.waits = probe.waiting = True
+        probe.gone = False
+        probe.hits = probe.nmissed = 0
+        self._waiting.append(probe)
+
+    def follow_modules(self) -> None:
+        """Modules have come, or the machine has gone to another moment: their probes stand where they lie now.
+
+        Those of modules that are not loaded wait; one that cannot be armed waits too, with a note.
+        """
+        standing = [probe for place in self._places.values() for probe in place.probes]
+        for probe in [probe for probe in (*standing, *self._waiting) if ":" in (probe.symbol or "")]:
+            found = self._machine.symbols.lookup(str(probe.symbol))
+            if found and probe.address == found[0].address + probe.offset and not probe.gone:
+                continue
+            hits, nmissed = probe.hits, probe.nmissed
+            self.unregister(probe)
+            probe.waits = not found
+            try:
+                self.register(probe)
+            except ProbeError as error:
+                self._wait(probe)
+                probe.notes = (f"not armed: {error.reason}",)
+            probe.hits, probe.nmissed = hits, nmissed
+
+    def discard(self, start: int, end: int) -> None:
+        """The guest frees the code between two addresses: probes there are GONE."""
+        for address in [address for address in self._places if start <= address < end]:
+            self._discard(self._places[address])
+
     def _discard(self, place: _Place) -> None:
         """The guest has freed the code there: the probes are GONE, and can only be unregistered."""
         for probe in place.probes:
@@ -237,7 +278,7 @@ class Kprobes:
 
     def back_end(self, probe: Kprobe) -> BackEnd | None:
         """How the probe's address is armed now; None while it is not."""
-        return self._place_of(probe).armed
+        return None if probe.waiting else self._place_of(probe).armed
 
     # ----------------------------------------------------------------------------------------------- the TrapClient
 
@@ -512,6 +553,9 @@ class Kprobes:
         return self._places[probe.address]
 
     def _switch(self, probe: Kprobe, disabled: bool) -> None:
+        if probe.waiting:
+            probe.disabled = disabled
+            return
         place = self._place_of(probe)
         if probe.gone:
             raise ProbeError(errno.EINVAL, "the guest has freed the code this probe stood on")

@@ -97,12 +97,13 @@ class FetchContext:
     file_base: Callable[[Cpu], int] = _no_file
 
     def describe(self, address: int) -> str:
-        """%pS: `name+0xoffset/0xsize`, or the bare address."""
+        """%pS: `name+0xoffset/0xsize`, with ` [module]` where it is one's, or the bare address."""
         found = self.machine.symbols.find(address)
         if found is None:
             return f"0x{address:x}"
         symbol, offset = found
-        return f"{symbol.name}+0x{offset:x}/0x{symbol.size:x}"
+        module = f" [{symbol.module}]" if symbol.module else ""
+        return f"{symbol.name}+0x{offset:x}/0x{symbol.size:x}{module}"
 
 
 def compile_fetch(arg: FetchArg, context: FetchContext) -> Fetcher:

@@ -26,6 +26,7 @@ from probes.kretprobe import MAX_DATA_SIZE, Kretprobe, Kretprobes, ReturnInstanc
 from probes.limits import is_notrace
 from probes.linux import Linux, linux_of
 from probes.linux.kernel import kernel_types
+from probes.linux.modulewatch import ModuleWatch
 from probes.linux.programs import linux_programs
 from probes.linux.tasks import current_tasks
 from probes.lookup import did_you_mean
@@ -136,11 +137,15 @@ class Manager:
         self.events = Events(machine, self.trace, self._context, self._scope)
         self._events: dict[str, _Event] = {}
         machine.trap_client = self._kprobes
+        self._modules = ModuleWatch(machine.symbols, self._kprobes, lambda: self.linux)
+        if now:
+            self._modules.start()
         if settled is None and guest is not None:
             guest.on_settled(self._settle)
 
     def _settle(self) -> None:
         self.settled = True
+        self._modules.start()
 
     @property
     def settled(self) -> bool:
@@ -265,12 +270,13 @@ class Manager:
             event = self._new_event(spec)
         armed = event.trace.armed if event.parts else not chosen.get("disabled")
         probe = Kprobe(
-            symbol=spec.place.symbol,
+            symbol=spec.place.name,
             offset=spec.place.offset,
             addr=spec.place.address,
             disabled=not armed,
             arm=_arm(chosen.get("arm", "auto")),
         )
+        probe.waits = self._modules.missing(spec.place.module)
         try:
             make = self._for_returns if spec.is_return else self._for_entries if kind == "jprobe" else self._for_hits
             made: KernelProbe = make(event.trace, spec, probe, chosen)
@@ -338,6 +344,7 @@ class Manager:
                 kprobe = _kprobe(probe)
                 back_end = self._kprobes.back_end(kprobe)
                 how = "[GONE]" if kprobe.gone else "not armed" if back_end is None else back_end.value
+                how = "waits for its module" if kprobe.waiting else how
                 lines.append(f"  {spec.listing()}")
                 lines.append(f"    at {kprobe.address or 0:#x}, {how}")
                 if isinstance(probe, Kretprobe):
@@ -435,8 +442,7 @@ class Manager:
                 refused = refusal.at(spec.definition.split(" "), 1, errno=number)
                 refused.hint = did_you_mean(self._machine, symbol.symbol)
                 raise refused
-        if spec.place.module is not None:
-            raise ProbeError(errno.ENOENT, f"module {spec.place.module} is not known")
+        self._modules.check(spec.place.module)
         return spec
 
     def _for_hits(

@@ -87,11 +87,15 @@ class Place:
     address: int | None
     module: str | None = None
 
+    @property
+    def name(self) -> str | None:
+        """The symbol, with its module."""
+        return self.symbol if self.module is None else f"{self.module}:{self.symbol}"
+
     def __str__(self) -> str:
         if self.symbol is None:
             return f"0x{self.address:x}"
-        module = "" if self.module is None else f"{self.module}:"
-        return f"{module}{self.symbol}" + (f"+{self.offset}" if self.offset else "")
+        return f"{self.name}" + (f"+{self.offset}" if self.offset else "")
 
 
 @dataclass(frozen=True, slots=True)

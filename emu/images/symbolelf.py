@@ -114,7 +114,7 @@ def _symbol_table(
     pack = form.symbol.pack
     mask = (1 << bits) - 1
     tables = {True: [pack(*(0,) * 6)], False: []}
-    for name, address, size, kind in symbols:
+    for name, address, size, kind, _ in symbols:
         position = bisect_right(starts, address) - 1
         inside = position >= 0 and address <= sections[position].address + sections[position].size
         index = position + 1 if inside and kind not in "Aa" else _SHN_ABS

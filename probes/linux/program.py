@@ -139,10 +139,6 @@ _SymbolFinder = Callable[[drgn.Program, str | None, int | None, bool], list[drgn
 
 def _object_finder(kernel: KernelTypes, types: TypeMaker) -> _ObjectFinder:
     def find(program: drgn.Program, name: str, flags: drgn.FindObjectFlags, _file: str | None) -> drgn.Object | None:
-        if flags & _Flags.CONSTANT:
-            constant = types.constant(name)
-            if constant is not None:
-                return constant
         if flags & _Flags.VARIABLE:
             spelled, address = kernel.variable_type(name), kernel.address(name)
             if address is not None:
@@ -156,7 +152,7 @@ def _object_finder(kernel: KernelTypes, types: TypeMaker) -> _ObjectFinder:
                 function = program.function_type(program.void_type(), (), False)  # its symbols are functions only
             if function is not None and address is not None:
                 return drgn.Object(program, function, address=address)
-        return None
+        return types.constant(name) if flags & _Flags.CONSTANT else None
 
     return find
 

@@ -21,7 +21,7 @@ from drgn.helpers.linux.xarray import xa_is_value, xa_load
 
 from emu.iface import Machine, MemoryFault
 from probes.linux.kernel import KernelTypes, kernel_types
-from probes.linux.modules import LoadedModule, loaded_modules
+from probes.linux.modules import LoadedModule, describe, loaded_modules
 from probes.linux.paths import file_path, mapping_name
 from probes.linux.printk import LogRecord, log_records
 from probes.linux.program import KernelMemory, NotAvailable, make_program, question
@@ -196,6 +196,11 @@ class Linux:
         """What is loaded, the newest first."""
         with self.asking("the modules are") as program:
             return loaded_modules(program)
+
+    def module(self, address: int) -> LoadedModule:
+        """The one whose `struct module` is there, in the list or not."""
+        with self.asking("the module is"):
+            return describe(self.object("struct module *", address))
 
     def log(self) -> list[LogRecord]:
         """What the kernel has printed and still keeps, oldest first."""

@@ -6,6 +6,7 @@ still. Source of what a kind means: btf.py.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Final
 
@@ -46,7 +47,6 @@ class TypeMaker:
         self._program = program
         self._btf = btf
         self._made: dict[int, drgn.Type] = {}
-        self._constants: dict[str, tuple[int, int]] | None = None
 
     def find(self, _program: drgn.Program, kinds: drgn.TypeKindSet, name: str, _file: str | None) -> drgn.Type | None:
         """drgn's type finder."""
@@ -59,17 +59,10 @@ class TypeMaker:
 
     def constant(self, name: str) -> drgn.Object | None:
         """The enumerator of that name, of whichever enum has it first."""
-        if self._constants is None:
-            self._constants = {}
-            for type_id in range(1, len(self._btf)):
-                type_ = self._btf[type_id]
-                if type_.kind in (Kind.ENUM, Kind.ENUM64):
-                    for enumerator, value in self._btf.enumerators(type_):
-                        self._constants.setdefault(enumerator, (type_id, value))
-        if name not in self._constants:
+        found = _constants(self._btf).get(name)
+        if found is None:
             return None
-        type_id, value = self._constants[name]
-        return drgn.Object(self._program, self.make(type_id), value)
+        return drgn.Object(self._program, self.make(found[0]), found[1])
 
     def function(self, name: str) -> drgn.Type | None:
         """The type of the kernel's function of that name."""
@@ -146,3 +139,15 @@ class TypeMaker:
 
     def _later(self, type_id: int) -> Callable[[], drgn.Type]:
         return lambda: self.make(type_id)
+
+
+@functools.lru_cache(maxsize=4)
+def _constants(btf: Btf) -> dict[str, tuple[int, int]]:
+    """Enumerator -> (type, value), for all Programs of machines with the same kernel: a kernel has 20,000."""
+    found: dict[str, tuple[int, int]] = {}
+    for type_id in range(1, len(btf)):
+        type_ = btf[type_id]
+        if type_.kind in (Kind.ENUM, Kind.ENUM64):
+            for enumerator, value in btf.enumerators(type_):
+                found.setdefault(enumerator, (type_id, value))
+    return found

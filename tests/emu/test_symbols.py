@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emu.iface import ImageError
-from emu.symbols import Symbol, SymbolTable, kallsyms, pack_symbols, unpack_symbols
+from emu.symbols import GuestSymbols, Symbol, SymbolTable, kallsyms, pack_symbols, unpack_symbols
 
 
 def table(*rows: tuple[str, int, int, str]) -> SymbolTable:
@@ -147,6 +147,7 @@ SYMBOLS = st.builds(
     address=st.integers(0, (1 << 64) - 1),
     size=st.integers(0, (1 << 64) - 1),
     kind=st.sampled_from("tTdDbBrRaAwWvV?"),
+    module=st.just(""),
 )
 
 
@@ -164,3 +165,23 @@ def test_a_name_with_a_newline_does_not_spoil_the_others() -> None:
 def test_bytes_that_are_no_symbol_table_are_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match="symbol table"):
         unpack_symbols(data)
+
+
+def test_symbols_of_modules_come_and_go() -> None:
+    """Beside the image's, which go first; by name, with the module's name before it, by address and by pattern."""
+    symbols = GuestSymbols(SymbolTable([Symbol("shared", 0x1000, 16, "T"), Symbol("image_only", 0x2000, 16, "T")]))
+    symbols.load("mod", [Symbol("shared", 0x9000, 16, "t"), Symbol("inner", 0x9010, 16, "t")])
+    assert [(one.address, one.module) for one in symbols.lookup("shared")] == [(0x1000, ""), (0x9000, "mod")]
+    assert [one.address for one in symbols.lookup("mod:shared")] == [0x9000]
+    assert symbols.lookup("mod:image_only") == symbols.lookup("other:shared") == []
+    found = symbols.find(0x9012)
+    assert found is not None
+    assert (found[0].name, found[1]) == ("inner", 2)
+    assert [one.name for one in symbols.glob("*n*")] == ["image_only", "inner"]
+    assert symbols.suggest("mod:iner") == ["mod:inner"]
+    assert (len(symbols), [one.name for one in symbols]) == (4, ["shared", "image_only", "shared", "inner"])
+    version = symbols.version
+    symbols.unload("mod")
+    symbols.unload("mod")
+    assert (symbols.modules, symbols.version) == ([], version + 1)
+    assert symbols.lookup("inner") == []

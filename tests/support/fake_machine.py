@@ -52,6 +52,7 @@ class FakeSymbol:
     address: int
     size: int
     kind: str = "T"
+    module: str = ""
 
 
 class FakeMemory:
