@@ -1,0 +1,85 @@
+"""A Linux guest traces itself while we trace it: the same definitions, at the same places, at the same time."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from emu import GuestMachine
+from probes import Manager
+from probes.tracefs import Tracefs
+from tests.support.kernels import run_shell
+
+# A return probe of the guest's replaces the return address, which its own $stack0 then shows and ours does not: so no
+# function has both, and none with a return probe is left by a jump to another.
+DEFINITIONS = r"""
+p:j01 do_sys_openat2 file=+0($arg2):ustring
+p:j02 do_sys_openat2 file=+u0($arg2):string dfd=$arg1:s32 dfu=$arg1:u32 dfx=$arg1:x32
+p:j03 do_sys_openat2 a=%di b=%si:x64 c=%dx:u64 d=%cx e=%r8 f=%r9 g=%bx h=%r12:u8 i=%r13:s16 j=%cs:u16 k=%ss
+p:j04 do_sys_openat2 s0=$stack0:symbol s1=$stack1 s2=$stack2:x32 s3=$stack3:s8 st=$stack
+p:j05 do_sys_openat2 c=$comm imm=\1 neg=\-5:s32 hex=\0xff:x8 txt=\"hello"
+p:j06 do_sys_openat2 ban=@linux_proc_banner+3:string first=@linux_proc_banner:char arr=@linux_proc_banner:x8[8]
+p:j07 do_sys_openat2 fl=+0($arg3):u64 mode=+8($arg3):x64 b=+0($arg3):b4@2/32 b2=+0($arg3):b1@15/16 b3=+0($arg3):b8@0/64
+p:j08 do_sys_openat2 name8=+0($arg2):x8[6] ch=+0($arg2):char[4] w=+0($arg2):u16 s=+1($arg2):s8
+p:j09 do_sys_openat2 bad=+0($arg1):string bad2=+0(+0($arg1)):u32 bad3=+0($arg1):u64[2] argv=+0($stack):x64[3]
+r:j10 do_filp_open ret=$retval rets=$retval:s32 retx=$retval:x8 retu=$retval:u16
+p:j11 vfs_read file buf count pos
+p:j12 vfs_read $arg*
+p:j13 vfs_read name=file->f_path.dentry->d_name.name:string ino=file->f_inode->i_ino mode=file->f_mode
+p:j14 vfs_read sym=+0($stack):symbol ss=+0($stack):symstr ip=%ip:symbol fl=%flags
+p:j15 vfs_read+4 count=$arg3:u32
+r:j16 __x64_sys_read ret=$retval
+r:j17 ksys_write%return ax=%ax:s32 c=$comm ret=$retval:x8
+p:j18 vfs_open name=+0(+0x28(+8($arg1))):string d=$arg1 f=$arg2
+p:j19 vfs_open dn=path->dentry->d_name.name:string par=path->dentry->d_parent->d_name.name:string fl=file->f_flags:x32
+r:j20 vfs_open ret=$retval:s32 path
+p:j21 getname_flags filename:ustring flags
+p:j22 kmem_cache_alloc_noprof size=%si:x32
+p:j23 fput f=%di d=$arg1:%pD
+p:j24 __x64_sys_openat di=+112($arg1):s32 si=+104($arg1):x64 path=+u0(+104($arg1)):string nr=+120($arg1):u32
+p:j25 __x64_sys_write fd=+112($arg1):u32 n=+96($arg1):u64 data=+u0(+104($arg1)):string
+p:j26 vfs_write $arg*
+p:j27 dput dn=dentry->d_name.name:string len=dentry->d_name.len:u32
+p:j28 do_exit code=$arg1:x32 c=$comm
+p:j29 vfs_fstat fd=$arg1:s32 stat=$arg2
+p:j30 exit_mmap mm=$arg1 users=mm->mm_users.counter:s32
+p:j31 do_filp_open dfd=$arg1:s32 name=pathname->name:string u=pathname->uptr
+p:j32 path_openat nd=$arg1
+r:j33 alloc_empty_file flags cred ret=$retval:u64
+p:j34 do_dentry_open f=$arg1 ino=+0x40(%di):u64
+""".strip()
+TRACING = "/sys/kernel/tracing"
+WORK = "cat /proc/version >/dev/null; head -c 300 /init >/dev/null; wc /etc/nothing; ls -d /bin"
+
+
+def events(text: str) -> list[str]:
+    """Each record of the commands that WORK runs, from their fork on: process, context, event, without its time.
+
+    A name is not compared: the guest's trace shows a process by the name it had last.
+    """
+    commands = set(re.findall(r"^ *(?:cat|head|wc|ls)-(\d+) ", text, re.MULTILINE))
+    records = re.split(r"^(?= *\S+-\d+ +\[000\])", text, flags=re.MULTILINE)
+    found = (re.match(r" *\S+-(\d+) +(\[000\] \S+) +\d+\.\d+: (.*)", record, re.DOTALL) for record in records)
+    return [f"{one[1]} {one[2]} {one[3].rstrip()}" for one in found if one is not None and one[1] in commands]
+
+
+@pytest.mark.parametrize("kernel", ["6.12"], indirect=True)
+def test_the_guests_own_trace_is_ours(linux: GuestMachine) -> None:
+    """Same hits, arguments and order for 34 definitions of every kind; the guest's probes stand where ours do."""
+    manager = Manager(linux)
+    ours = Tracefs(manager)
+    ours.write("kprobe_events", DEFINITIONS, append=False)
+    run_shell(linux, f"mkdir -p {TRACING}; mount -t tracefs t {TRACING}; cat > /defs << 'END'\n{DEFINITIONS}\nEND")
+    run_shell(linux, f'while read -r line; do echo "$line" >> {TRACING}/kprobe_events; done < /defs')
+    assert run_shell(linux, f"cat {TRACING}/kprobe_events").split("\n") == ours.read("kprobe_events").splitlines()
+    ours.write("events/kprobes/enable", "1", append=False)
+    switch = f"{TRACING}/events/kprobes/enable"
+    run_shell(linux, f"echo 1 > {switch}; {WORK}; echo 0 > {switch}")
+    ours.write("events/kprobes/enable", "0", append=False)
+    theirs = events(run_shell(linux, f"cat {TRACING}/trace", budget=2_000_000_000))
+    mine = events(ours.read("trace"))
+    assert {line.split(": ")[0].split()[-1] for line in theirs} == {
+        line.split(":")[1].split()[0] for line in DEFINITIONS.splitlines()
+    }
+    assert mine == theirs
