@@ -22,10 +22,11 @@ from gdbstub import options
 from gdbstub.address import AddressError
 from gdbstub.check import check, symbols
 from gdbstub.client import ClientError, run_monitor_command
-from gdbstub.commands import Boot, Check, Command, Demo, Fetch, Load, MonitorCommand, Replay, Symbols
+from gdbstub.commands import Boot, Check, Command, Demo, Fetch, Load, MonitorCommand, Replay, Report, Symbols
 from gdbstub.outcome import DEFECT, NOT_REACHED, SUCCESS, USAGE, UsageError
 from gdbstub.program import run_program, run_replay
 from gdbstub.recording import RecordError, read_record
+from gdbstub.reporting import report
 from gdbstub.terminal import say
 
 EMBEDDED = {"embedded": 64, "embedded32": 32}
@@ -67,6 +68,8 @@ def _carry_out(command: Command) -> int:
             return check(command, _print, quiet)
         case Symbols():
             return symbols(command, _print, say)
+        case Report():
+            return report(command, _print)
         case Replay(file):
             return _replay(file)
         case Demo():

@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 from gdbstub.address import Address, Tcp
 
 ConsolePlace: TypeAlias = Literal["stdio", "none"] | Path | Tcp
-TraceFormat: TypeAlias = Literal["text", "jsonl"]
+TraceFormat: TypeAlias = Literal["txt", "jsonl", "pftrace", "parquet"]
 LogTopic: TypeAlias = Literal["int", "syscall", "io", "rsp"]
 
 
@@ -22,7 +22,7 @@ class TraceTarget:
     """Where trace records go as they come; `path` None is standard output."""
 
     path: Path | None
-    format: TraceFormat = "text"
+    format: TraceFormat = "txt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,7 @@ class RunOptions:
     early: bool = False
     linux_limits: bool = False
     trace: TraceTarget | None = None
+    trace_dir: Path | None = None
     console: ConsolePlace = "none"
     sends: tuple[tuple[str, bytes], ...] = ()
     """(regular expression to wait for, bytes to type), in order."""
@@ -128,6 +129,14 @@ class Symbols:
 
 
 @dataclass(frozen=True, slots=True)
+class Report:
+    """What a trace adds up to; `flame` is where its flame graph goes."""
+
+    file: Path
+    flame: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Replay:
     """A record of `--log-rsp`, against a machine made as its own was."""
 
@@ -139,4 +148,4 @@ class Demo:
     """The guided main job, which takes no options."""
 
 
-Command: TypeAlias = Boot | Load | Fetch | MonitorCommand | Check | Symbols | Replay | Demo
+Command: TypeAlias = Boot | Load | Fetch | MonitorCommand | Check | Symbols | Report | Replay | Demo

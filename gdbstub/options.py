@@ -8,37 +8,41 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn, TypeAlias, cast
+from typing import NoReturn, TypeAlias
 
-from gdbstub.address import Address, AddressError, Stdio, Tcp, parse_address
+from gdbstub.address import Stdio, parse_address
 from gdbstub.commands import (
     Boot,
     Check,
     Command,
-    ConsolePlace,
     Demo,
     Fetch,
     Load,
-    LogTopic,
     MonitorCommand,
     Replay,
+    Report,
     RunOptions,
     Symbols,
-    TraceFormat,
-    TraceTarget,
+)
+from gdbstub.values import (
+    LOG_TOPICS,
+    added,
+    address,
+    console,
+    count,
+    endpoint,
+    number,
+    pattern,
+    send,
+    size,
+    topics,
+    trace_target,
 )
 
 DEFAULT_LISTEN = "127.0.0.1:1234"
-LOG_TOPICS = ("int", "syscall", "io", "rsp")
-_TRACE_FORMATS: dict[str, TraceFormat] = {".txt": "text", ".jsonl": "jsonl"}
-_SIZE = re.compile(r"(\d{1,9})([KMG]?)i?B?", re.IGNORECASE)
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-_ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"e": b"\x1b", b"\\": b"\\"}
 
 EXIT_STATUS = """\
 exit status:
@@ -93,6 +97,10 @@ examples:
   gdbstub symbols 'vfs_*'
   gdbstub symbols ./vmlinuz do_sys_openat2
 """,
+    "report": """\
+examples:
+  gdbstub report opens.jsonl --flame opens.svg
+""",
     "replay": """\
 examples:
   gdbstub boot --restore shell.snap --log-rsp session.jsonl
@@ -108,116 +116,6 @@ examples:
 _KERNEL_HELP = "a bzImage or vmlinux file, amd64 or i386, or a Debian package linux-image-... (default: amd64)"
 
 _Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
-
-
-# ------------------------------------------------------------------------------------------------ what values look like
-
-
-def size(text: str) -> int:
-    """Bytes: 256M, 1G, 65536."""
-    match = _SIZE.fullmatch(text.strip())
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size: write 256M or 1G")
-    return int(match[1]) * _UNITS[match[2].upper()]
-
-
-def number(text: str) -> int:
-    """An address, decimal or 0x hexadecimal."""
-    try:
-        value = int(text, 0)
-    except ValueError:
-        value = -1
-    if not 0 <= value < 1 << 64:
-        raise argparse.ArgumentTypeError(f"{text!r} is no address: write 0x100000")
-    return value
-
-
-def count(text: str) -> int:
-    """A number of instructions, at least 1; K, M and G count in thousands."""
-    scale = {"K": 1_000, "M": 1_000_000, "G": 1_000_000_000}.get(text[-1:].upper(), 1)
-    digits = (text[:-1] if scale > 1 else text).replace("_", "").replace(",", "")
-    if not digits.isascii() or not digits.isdecimal() or len(digits) > 18 or not int(digits):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of instructions: write 500M or 2G")
-    return int(digits) * scale
-
-
-def pattern(text: str) -> str:
-    """A regular expression, checked; bytes of the console are matched as Latin-1, so it becomes that too."""
-    try:
-        return re.compile(os.fsencode(text).decode("latin-1")).pattern
-    except re.error as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from None
-
-
-def send(text: str) -> tuple[str, bytes]:
-    """REGEX=>TEXT; in TEXT \\n, \\r, \\t, \\e, \\\\ and \\xHH (a byte) are understood."""
-    awaited, arrow, typed = text.partition("=>")
-    if not arrow:
-        raise argparse.ArgumentTypeError(f"{text!r}: write 'REGEX=>TEXT', for example '/ # =>ls\\n'")
-
-    def unescape(match: re.Match[bytes]) -> bytes:
-        return bytes.fromhex(match[1][1:].decode()) if match[1][:1] == b"x" else _ESCAPES[match[1]]
-
-    return pattern(awaited), re.sub(rb"\\(x[0-9a-fA-F]{2}|[nrte\\])", unescape, os.fsencode(typed))
-
-
-def added(text: str) -> tuple[Path, str]:
-    """HOST[:GUEST]; without GUEST it goes to the root folder under its own name."""
-    host, _, guest = text.partition(":")
-    path = Path(host)
-    if not path.exists():
-        raise argparse.ArgumentTypeError(f"{host!r} does not exist")
-    return path, guest or "/" + path.resolve().name
-
-
-def address(text: str) -> Address:
-    """HOST:PORT, unix:PATH or -."""
-    try:
-        return parse_address(text)
-    except AddressError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def endpoint(text: str) -> Address:
-    """HOST:PORT or unix:PATH: where more than one client can come."""
-    place = address(text)
-    if isinstance(place, Stdio):
-        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT or unix:PATH")
-    return place
-
-
-def console(text: str) -> ConsolePlace:
-    """stdio, none, HOST:PORT, or a file: whatever has a slash or no colon."""
-    if text == "stdio":
-        return "stdio"
-    if text == "none":
-        return "none"
-    if ":" in text and "/" not in text:
-        place = address(text)
-        if isinstance(place, Tcp):
-            return place
-        raise argparse.ArgumentTypeError(f"{text!r}: write stdio, none, HOST:PORT or a file")
-    if text in ("", "-"):
-        raise argparse.ArgumentTypeError(f"{text!r}: write stdio, none, HOST:PORT or a file")
-    return Path(text)
-
-
-def topics(text: str) -> frozenset[LogTopic]:
-    """A comma-separated list of LOG_TOPICS."""
-    chosen = frozenset(text.split(","))
-    if not chosen <= set(LOG_TOPICS):
-        raise argparse.ArgumentTypeError(f"{text!r}: write a comma-separated list of {', '.join(LOG_TOPICS)}")
-    return cast("frozenset[LogTopic]", chosen)
-
-
-def trace_target(text: str) -> TraceTarget:
-    """A file whose suffix picks the format, or - for text on standard output."""
-    if text == "-":
-        return TraceTarget(None)
-    path = Path(text)
-    if path.suffix not in _TRACE_FORMATS:
-        raise argparse.ArgumentTypeError(f"{text!r}: the suffix picks the format, write {' or '.join(_TRACE_FORMATS)}")
-    return TraceTarget(path, _TRACE_FORMATS[path.suffix])
 
 
 # -------------------------------------------------------------------------------------------------------- declarations
@@ -250,6 +148,10 @@ def parser() -> argparse.ArgumentParser:
     symbols = _sub(commands, "symbols", "what can be probed in a kernel: its symbols by glob, with prototypes")
     symbols.add_argument("kernel", metavar="KERNEL", nargs="?", default="amd64", help=_KERNEL_HELP)
     symbols.add_argument("glob", metavar="GLOB", help="a name, or a pattern of * ? []")
+
+    report = _sub(commands, "report", "what a trace adds up to: top functions, latencies, stacks")
+    report.add_argument("file", metavar="FILE", type=Path, help="a trace: .jsonl, or ftrace's text")
+    report.add_argument("--flame", metavar="FILE.svg", type=Path, help="write a flame graph of its stack traces")
     _add_check(commands)
     monitor = _sub(commands, "monitor", "a monitor command without gdb; the guest runs on")
     monitor.add_argument("address", metavar="HOST:PORT", type=address, help="where a stub listens; unix:PATH too")
@@ -345,6 +247,9 @@ def _add_common(sub: _Parser) -> None:
     stub.add_argument("--no-listen", action="store_true", help="no debugger can attach")
     stub.add_argument("--wait", action="store_true", help="start stopped, until a debugger has come")
     stub.add_argument(
+        "--trace-dir", metavar="DIR", type=Path, help="let debuggers write traces into this folder (trace save)"
+    )
+    stub.add_argument(
         "--serve-dir",
         metavar="DIR",
         type=Path,
@@ -391,7 +296,10 @@ def _add_common(sub: _Parser) -> None:
         help="let debuggers run Python files and load objects from this folder, as you",
     )
     probes.add_argument(
-        "--trace", metavar="FILE", type=trace_target, help="hits as they come: .txt, .jsonl, or - for text"
+        "--trace",
+        metavar="FILE",
+        type=trace_target,
+        help="hits: .txt or - for ftrace text, .jsonl, .pftrace, .parquet",
     )
     script = sub.add_argument_group("console and script")
     script.add_argument(
@@ -462,6 +370,8 @@ def parse(arguments: Sequence[str] | None = None) -> Command:
             return Check(file, given.kernel, given.kind, given.sysroot, given.each, given.json)
         case "symbols":
             return Symbols(given.glob, given.kernel)
+        case "report":
+            return Report(given.file, given.flame)
         case "monitor":
             return MonitorCommand(given.address, " ".join(given.words) or "help")
         case "replay":
@@ -523,6 +433,7 @@ def _run_options(given: argparse.Namespace, fresh: dict[str, object]) -> RunOpti
         objects=tuple(given.objects),
         allow_scripts=given.allow_scripts,
         serve_dir=given.serve_dir,
+        trace_dir=given.trace_dir,
         early=given.early,
         linux_limits=given.linux_limits,
         trace=given.trace,

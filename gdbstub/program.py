@@ -40,10 +40,11 @@ from gdbstub.server import NewObserver, NewSession, Server
 from gdbstub.services import GuestSystem, MachineInspector, NamedSnapshots, TraceText, disassembler
 from gdbstub.session import Session
 from gdbstub.terminal import say, show_status
+from gdbstub.tracefiles import TraceFolder
 from gdbstub.tracepoints import Tracing
 from probes.errors import ProbeError
+from probes.export import Export, open_export
 from probes.manager import Manager
-from probes.trace import Record
 from probes.tracefs import Tracefs
 
 EXEC_FILE = "/vmlinux"
@@ -72,6 +73,7 @@ class Program:
         self._recorder: Recorder | None = None
         self._scripts: HostScripts | None = None
         self._served: ServedFolder | None = None
+        self._export: Export | None = None
         self._token = trio.lowlevel.current_trio_token()
 
     # -------------------------------------------------------------------------------------------------- preparing
@@ -134,8 +136,11 @@ class Program:
             machine.console.sinks.append(self._screen.write)
         if (target := options.trace) is not None:
             trace = self._open(target.path)
-            show: Callable[[Record], str] = Record.json if target.format == "jsonl" else Record.text
-            self.probes.trace.subscribe(lambda record: trace.write_line(show(record)))
+            try:
+                self._export = open_export(target.format, trace.write)
+            except ProbeError as error:
+                raise UsageError(f"--trace: {error.reason}") from error
+            self.probes.trace.subscribe(self._export.add)
         if options.log_rsp is not None:
             self._record = self._open(options.log_rsp)
         if options.log:
@@ -287,6 +292,8 @@ class Program:
         stop, options = self._stop, self.options
         if self._recorder is not None:
             self._recorder.note_end()
+        if self._export is not None:
+            self._export.close(self.probes.unfinished())
         try:
             if isinstance(stop, iface.ConsoleMatch) and options.snapshot is not None:
                 self.machine.save(options.snapshot)
@@ -309,6 +316,9 @@ class Program:
         """A guest that is not Linux says itself that it panicked, and then halts for good in its function `panic`."""
         found = self.machine.symbols.find(self._stop.pc) if isinstance(self._stop, iface.Halted) else None
         return found is not None and found[0].name == "panic"
+
+    def _trace_folder(self) -> TraceFolder | None:
+        return None if self.options.trace_dir is None else TraceFolder(self.options.trace_dir)
 
     def _writes_terminal(self) -> bool:
         return isinstance(self.options.listen, Stdio) or (
@@ -349,7 +359,7 @@ class Program:
             Services(
                 machine=machine,
                 probes=self.probes,
-                trace=TraceText(self.probes.trace),
+                trace=TraceText(self.probes, self._trace_folder()),
                 tracefs=Tracefs(self.probes),
                 inspector=MachineInspector(machine, self.probes),
                 snapshots=NamedSnapshots(machine),

@@ -14,9 +14,10 @@ from emu.iface import MachineError
 from emu.insn import MAX_INSN_SIZE, InvalidInstruction, decode
 from emu.paging import Page, mappings
 from emu.snapshot import CHUNK, Snapshot
+from gdbstub.tracefiles import TraceFolder
 from probes.linux import report
 from probes.manager import Manager
-from probes.trace import Record, TraceRing
+from probes.trace import Record
 
 _MAX_LINES = 4_000  # of one reply
 _MAX_INSTRUCTIONS = 1_000  # of one disassembly
@@ -208,10 +209,12 @@ class NamedSnapshots:
 
 
 class TraceText:
-    """Implements monitor.Trace over the ring."""
+    """Implements monitor.Trace; `folder` is where traces may be saved."""
 
-    def __init__(self, ring: TraceRing) -> None:
-        self._ring = ring
+    def __init__(self, probes: Manager, folder: TraceFolder | None = None) -> None:
+        self._probes = probes
+        self._ring = probes.trace
+        self._folder = folder
         self._unsubscribe: Callable[[], None] | None = None
 
     def lines(self, count: int | None, /) -> Sequence[str]:
@@ -227,9 +230,9 @@ class TraceText:
 
     def save(self, path: str, /) -> Sequence[str]:
         """Refused: a debugger may not write host files unless the person who started the server allowed a folder."""
-        raise MachineError(
-            f"cannot save to {path}: the server was started without a folder for traces; use --trace FILE"
-        )
+        if self._folder is None:
+            raise MachineError(f"cannot save to {path}: the server was started without --trace-dir DIR")
+        return [f"saved to {self._folder.save(path, self._ring.last(), self._probes.unfinished())}"]
 
     def stream(self, sink: Callable[[str], None] | None, /) -> None:
         """Each new record to `sink`; None ends it."""

@@ -161,7 +161,7 @@ def _sessions(
     services = Services(
         machine=machine,
         probes=probes,
-        trace=TraceText(probes.trace),
+        trace=TraceText(probes),
         inspector=MachineInspector(machine, probes),
         snapshots=NamedSnapshots(machine),
         quit=lambda: token.run_sync_soon(end),

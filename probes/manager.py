@@ -19,6 +19,7 @@ from probes.core import Arm, Kprobe, Kprobes
 from probes.discovery import spread
 from probes.embedded import embedded_programs
 from probes.errors import ProbeError
+from probes.export import Unfinished
 from probes.fetch import EntryValues, FetchContext, TaskInfo, compile_entry
 from probes.guest import GuestHandlers
 from probes.jprobe import Jprobe, Jprobes
@@ -422,6 +423,15 @@ class Manager:
             for event in self._of_kind(kind)
             for spec, probe in event.parts
         ]
+
+    def unfinished(self) -> Sequence[Unfinished]:
+        """The calls that events of return probes follow and that have not returned, for a trace's end."""
+        found = []
+        for event in self._events.values():
+            for spec, probe in event.parts:
+                for ri in self._kretprobes.instances(probe) if isinstance(probe, Kretprobe) else ():
+                    found.append(Unfinished(event.trace.event, str(spec.place), ri.task, ri.at_ns))
+        return found
 
     # ------------------------------------------------------------------------------------------------------- internals
 
