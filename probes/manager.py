@@ -293,9 +293,7 @@ class Manager:
         kprobe = _kprobe(made)
         if not any("Linux" in note for note in made.notes) and is_notrace(self._machine, kprobe.address or 0):
             noted = made if isinstance(made, Kretprobe) else kprobe
-            noted.notes += (
-                "Linux's kprobe_events would refuse: EINVAL, ftrace does not trace this function (notrace)",
-            )
+            noted.notes += (_NOTRACE,)
         return [spec.listing(), *(f"note: {note}" for note in made.notes)]
 
     def _new_event(self, spec: ProbeSpec) -> _Event:

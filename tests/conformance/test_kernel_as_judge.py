@@ -12,7 +12,8 @@ from probes.tracefs import Tracefs
 from tests.support.kernels import run_shell
 
 # A return probe of the guest's replaces the return address, which its own $stack0 then shows and ours does not: so no
-# function has both, and none with a return probe is left by a jump to another.
+# function has both, and none with a return probe is left by a jump to another. Probes on an ENDBR stand behind it there
+# and on it here, so what is defined behind it comes first, which is met last.
 DEFINITIONS = r"""
 p:j01 do_sys_openat2 file=+0($arg2):ustring
 p:j02 do_sys_openat2 file=+u0($arg2):string dfd=$arg1:s32 dfu=$arg1:u32 dfx=$arg1:x32
@@ -24,11 +25,11 @@ p:j07 do_sys_openat2 fl=+0($arg3):u64 mode=+8($arg3):x64 b=+0($arg3):b4@2/32 b2=
 p:j08 do_sys_openat2 name8=+0($arg2):x8[6] ch=+0($arg2):char[4] w=+0($arg2):u16 s=+1($arg2):s8
 p:j09 do_sys_openat2 bad=+0($arg1):string bad2=+0(+0($arg1)):u32 bad3=+0($arg1):u64[2] argv=+0($stack):x64[3]
 r:j10 do_filp_open ret=$retval rets=$retval:s32 retx=$retval:x8 retu=$retval:u16
+p:j15 vfs_read+4 count=$arg3:u32
 p:j11 vfs_read file buf count pos
 p:j12 vfs_read $arg*
 p:j13 vfs_read name=file->f_path.dentry->d_name.name:string ino=file->f_inode->i_ino mode=file->f_mode
 p:j14 vfs_read sym=+0($stack):symbol ss=+0($stack):symstr ip=%ip:symbol fl=%flags
-p:j15 vfs_read+4 count=$arg3:u32
 r:j16 __x64_sys_read ret=$retval
 r:j17 ksys_write%return ax=%ax:s32 c=$comm ret=$retval:x8
 p:j18 vfs_open name=+0(+0x28(+8($arg1))):string d=$arg1 f=$arg2
