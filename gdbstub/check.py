@@ -21,6 +21,7 @@ from probes.discovery import find_symbols
 from probes.judge import Judge, Verdict
 from probes.scope import GuestScope
 
+_NAMES_SINCE = (6, 5)
 Write = Callable[[str], object]
 
 
@@ -30,7 +31,7 @@ def check(command: Check, write: Write, progress: Progress) -> int:
     kernel = open_kernel(command.kernel, progress)
     convention = convention_for(kernel.bits)
     files = GuestFiles(convention, _lookup(command, kernel))
-    judge = Judge(kernel, GuestScope(kernel, convention, kernel.btf), files)
+    judge = Judge(kernel, scope_of(kernel), files)
     rejected = False
     for line in lines:
         if not line.strip():
@@ -46,11 +47,16 @@ def check(command: Check, write: Write, progress: Progress) -> int:
     return NOT_REACHED if rejected else SUCCESS
 
 
+def scope_of(kernel: KernelFile) -> GuestScope:
+    """What definitions of that kernel know."""
+    return GuestScope(kernel, convention_for(kernel.bits), kernel.btf, names=kernel.release >= _NAMES_SINCE)
+
+
 def symbols(command: Symbols, write: Write, progress: Progress) -> int:
     """List what a glob matches; 1 if nothing does. ImageError, FetchError."""
     kernel = open_kernel(command.kernel, progress)
     convention = convention_for(kernel.bits)
-    scope = GuestScope(kernel, convention, kernel.btf)
+    scope = GuestScope(kernel, convention, kernel.btf)  # whatever its definitions know, prototypes help
     judge = Judge(kernel, scope, GuestFiles(convention, None))
     found = find_symbols(kernel, command.glob, types=scope.types, refusal=judge.entry_refusal)
     show = write if found.count else progress

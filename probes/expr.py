@@ -170,7 +170,8 @@ class Context:
     """What an argument may refer to at its probe point.
 
     `kernel` or a program (uprobe); at a function's entry, at its return, or neither. `types` is the kernel's BTF and
-    `function` the name to look up there; where there is none, `no_types` says why, for a person.
+    `function` the name to look up there; where there is none, `no_types` says why, for a person. `names` False: the
+    language before 6.5.
     """
 
     def __init__(
@@ -183,8 +184,10 @@ class Context:
         types: Btf | None = None,
         no_types: str | None = None,
         function: str | None = None,
+        names: bool = True,
     ) -> None:
         self.convention = convention
+        self.names = names
         self.kernel = kernel
         self.is_return = is_return
         self.at_entry = kernel and is_entry and not is_return
@@ -261,9 +264,12 @@ class _Body:
             self._fail(Refusal.ARG_TOO_LONG)
         if not self._text:
             self._fail(Refusal.NO_ARG_BODY)
+        begin = self._offset
         source, type_text, count = self._split_type()
         fetch_type = self._type(source, type_text, count)
         node = self._expression(source)
+        if not self._context.names:
+            self._offset = begin
         if self._last_type is not None:
             if type_text is None:
                 fetch_type = replace(self._type_of_variable(self._last_type), count=count)
@@ -318,6 +324,8 @@ class _Body:
         if text is None:
             return FetchType(f"x{self._convention.bits}", word, count=count)
         if not self._context.kernel and text in ("symbol", "symstr"):
+            self._fail(Refusal.BAD_TYPE, column)
+        if text == "char" and not self._context.names:
             self._fail(Refusal.BAD_TYPE, column)
         found = find_type(_container(text) if text.startswith("b") else text, word, count)
         if found is None:
@@ -382,6 +390,8 @@ class _Body:
             case "\\":
                 return self._immediate(text[1:])
             case first if first.isalpha() or first == "_" or first > "\x7f":  # the kernel sees Latin-1 letters in UTF-8
+                if not self._context.names:
+                    raise Fault(Refusal.BAD_FETCH_ARG, self._offset, hint=self._context.no_types)
                 if not (self._context.at_entry or self._context.at_return):
                     self._fail(Refusal.NOSUP_BTFARG)
                 return self._btf_variable(text)
@@ -389,7 +399,7 @@ class _Body:
 
     def _variable(self, text: str) -> Node:
         name, context = text[1:], self._context
-        if name.startswith("retval"):
+        if name.startswith("retval") if context.names else name == "retval":
             if not context.is_return:
                 self._fail(Refusal.RETVAL_ON_PROBE)
             return ReturnValue() if not context.kernel or context.types is None else self._btf_variable(text)
@@ -404,6 +414,8 @@ class _Body:
             return Comm()
         if not name.startswith("arg"):
             self._fail(Refusal.BAD_VAR)
+        if not context.names and (name == "arg*" or not context.at_entry):
+            raise Fault(Refusal.BAD_VAR, self._offset, hint=context.no_types if name == "arg*" else None)
         number = self._number_in(name[3:].removeprefix("+"))
         if not 0 < number <= self._stack_words:
             self._fail(Refusal.BAD_ARG_NUM)

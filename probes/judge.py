@@ -21,7 +21,7 @@ from probes.arch.x86_insn import classify
 from probes.errors import ProbeError
 from probes.events import builtin_events
 from probes.kretprobe import DEFAULT_MAXACTIVE, NO_RETURN
-from probes.limits import LinuxLimits
+from probes.limits import LinuxLimits, is_notrace
 from probes.lookup import did_you_mean
 from probes.refusals import Refusal
 from probes.scope import ENDBR_SIZE, GuestScope, KernelText, starts_with_endbr
@@ -195,7 +195,9 @@ class Judge:
     def _is_notrace(self, address: int) -> bool:
         """within_notrace_func()."""
         found = self._text.symbols.find(address)
-        if self._calls is None or found is None:
+        if self._calls is None:
+            return is_notrace(self._text, address)
+        if found is None:
             return False
         symbol = found[0]
         if _among(self._calls, symbol.address, symbol.address + symbol.size - 1):
@@ -206,7 +208,7 @@ class Judge:
 
     @cached_property
     def _calls(self) -> list[int] | None:
-        """Where functions call ftrace, sorted; None for a kernel without."""
+        """Where functions call ftrace, sorted; None where no symbol names the table, as on i386."""
         bounds = [self._text.symbols.lookup(f"__{end}_mcount_loc") for end in ("start", "stop")]
         if not all(bounds):
             return None

@@ -23,6 +23,7 @@ class Refusal(enum.Enum):
     BAD_REFCNT_SUFFIX = ("Reference counter has wrong suffix", numbers.EINVAL)
     BAD_UPROBE_OFFS = ("Invalid uprobe offset", numbers.EINVAL)
     BAD_MAXACT_TYPE = ("Maxactive is only for function exit", numbers.EINVAL)
+    MAXACT_NO_KPROBE = ("Maxactive is not for kprobe", numbers.EINVAL)  # until 6.4
     BAD_MAXACT = ("Invalid maxactive number", numbers.EINVAL)
     MAXACT_TOO_BIG = ("Maxactive is too big", numbers.EINVAL)
     BAD_PROBE_ADDR = ("Invalid probed address or symbol", numbers.EINVAL)

@@ -43,11 +43,14 @@ class KernelText(Protocol):
 
 class GuestScope:
     """KernelScope over a kernel's text. `read_types` gives its .BTF section, empty where it has none; it is called
-    when a definition first needs types."""
+    when a definition first needs types. `names` False: an older kernel's language (see `spec.KernelScope`)."""
 
-    def __init__(self, text: KernelText, convention: Convention, read_types: Callable[[], bytes]) -> None:
+    def __init__(
+        self, text: KernelText, convention: Convention, read_types: Callable[[], bytes], *, names: bool = True
+    ) -> None:
         self._text = text
         self._convention = convention
+        self._names = names
         self._read_types = read_types
         self._types: Btf | None = None
         self._no_types: str | None = None
@@ -57,10 +60,16 @@ class GuestScope:
         return self._convention
 
     @property
+    def names(self) -> bool:
+        return self._names
+
+    @property
     def types(self) -> Btf | None:
         if self._types is None and self._no_types is None:
-            data = self._read_types()
+            data = self._read_types() if self._names else b""
             try:
+                if not self._names:
+                    raise BtfError("this kernel's definitions have none (Linux 6.5 and later do)")
                 if not data:
                     raise BtfError("the kernel's image has no BTF (CONFIG_DEBUG_INFO_BTF)")
                 self._types = parse_btf(data, self._convention.word)

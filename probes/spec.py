@@ -46,6 +46,11 @@ class KernelScope(Protocol):
     def convention(self) -> Convention: ...
 
     @property
+    def names(self) -> bool:
+        """Whether the language knows names of arguments: Linux 6.5 and later. Before, it was smaller in other ways."""
+        ...
+
+    @property
     def types(self) -> Btf | None:
         """The kernel's BTF."""
         ...
@@ -279,6 +284,8 @@ class _Parser:
             try:
                 args.append(parse_argument(text, index, context, used, sum(arg.type.field_size for arg in args)))
             except Fault as fault:
+                if fault.refusal is Refusal.NEED_STRING_TYPE and not context.names:
+                    raise ProbeError(errno.EINVAL, fault.refusal.text) from None  # of which it logs nothing
                 error = fault.refusal.at(self._words, index + 1, fault.offset, fault.errno)
                 error.hint = fault.hint
                 raise error from None
@@ -315,9 +322,11 @@ class _KprobeParser(_Parser):
             is_return=is_return and place.symbol is not None,
             types=self._scope.types if fetches else None,
             no_types=self._scope.no_types if fetches else None,
+            names=self._scope.names,
             function=None if place.symbol is None else _symbol(place),
         )
-        args = self._args(self._with_dentries(self._expanded(known)), known)
+        texts = self._with_dentries(self._expanded(known)) if known.names else self._words[2:]
+        args = self._args(texts, known)
         definition = " ".join(self._words)
         return ProbeSpec(definition, is_return, maxactive, group, event or _auto_name(place, is_return), place, args)
 
@@ -325,7 +334,7 @@ class _KprobeParser(_Parser):
         if not "0" <= head[1:2] <= "9":
             return 0  # the kernel looks no further
         if head[0] == "p":
-            self._fail(0, 1, Refusal.BAD_MAXACT_TYPE)
+            self._fail(0, 1, Refusal.BAD_MAXACT_TYPE if self._scope.names else Refusal.MAXACT_NO_KPROBE)
         try:
             value = kstrtoul(head[1:], 32) if len(head) <= MAX_NAME else 0
         except NumberError:
@@ -365,9 +374,9 @@ class _KprobeParser(_Parser):
             return Place(symbol, offset, None, module)  # no module is loaded here; the kernel waits for it
         found = self._scope.count(text)
         if found > 1:
-            self._fail(1, 0, Refusal.NON_UNIQ_SYMBOL)
+            self._fail(1, 0, Refusal.NON_UNIQ_SYMBOL, None if self._scope.names else errno.EADDRNOTAVAIL)
         if not found:
-            self._fail(1, 0, Refusal.BAD_PROBE_ADDR)
+            self._fail(1, 0, Refusal.BAD_PROBE_ADDR, None if self._scope.names else errno.ENOENT)
         return Place(text, offset, None)
 
     def _expanded(self, context: Context) -> list[str]:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Literal
 
 from emu.kernelfile import KernelFile, open_kernel
+from gdbstub.check import scope_of
 from gdbstub.guestfiles import GuestFiles, fetched_initramfs
 from probes.arch.x86 import convention_for
 from probes.judge import Judge, Verdict
-from probes.scope import GuestScope
 from tests.support.images import REAL_KERNELS, fetch_real_kernel
 
 CASES = Path(__file__).parent / "cases" / "probe_events.tsv"
@@ -69,7 +69,7 @@ def judge_of(name: str = MEASURED_ON) -> Judge:
     convention = convention_for(kernel.bits)
     assert kernel.fetched is not None
     files = GuestFiles(convention, fetched_initramfs(kernel.fetched))
-    return Judge(kernel, GuestScope(kernel, convention, kernel.btf), files)
+    return Judge(kernel, scope_of(kernel), files)
 
 
 def judged(case: Case) -> Verdict:

@@ -32,6 +32,7 @@ class Scope:
     def is_entry(self, symbol: str, offset: int) -> bool:
         return offset in (0, 4)
 
+    names = True
     types = None
     no_types = "names are not available because this is a test"
 
@@ -75,3 +76,13 @@ def test_any_text_is_a_spec_or_one_error(text: str, start: str) -> None:
     if isinstance(judged, ProbeError) and judged.column is not None:
         assert judged.definition is not None
         assert 0 <= judged.column <= len(judged.definition) + 1
+
+
+@pytest.mark.parametrize(
+    "line", ["p vfs_read count", "p vfs_read $arg*", "r vfs_read file->f_mode", "p vfs_read %ax:%pd"]
+)
+def test_a_guest_without_types_says_why(line: str) -> None:
+    """Names of arguments come from the kernel's BTF; Debian's i386 kernel has none."""
+    with pytest.raises(ProbeError) as refused:
+        parse(line, Scope(I386))
+    assert refused.value.hint == Scope.no_types

@@ -13,6 +13,7 @@ class AnySymbol:
     """Implements spec.KernelScope."""
 
     convention: Convention
+    names: bool = True
     types: Btf | None = None
     no_types: str | None = "the kernel has no BTF"
 
