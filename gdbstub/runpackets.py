@@ -70,7 +70,7 @@ class RunPackets:
 
     def _check_state(self, name: str) -> None:
         """PacketError where packet `name` has no meaning now."""
-        if self._gone and name not in _WITHOUT_PROCESS:
+        if self._gone and name not in _WITHOUT_PROCESS and not name.startswith("vFile:"):
             raise PacketError("there is no process; run or attach")
         if self.running and name in _OF_A_STOPPED_THREAD:
             raise PacketError("the thread is running")

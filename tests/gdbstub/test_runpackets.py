@@ -14,6 +14,7 @@ from emu.arch import X86_64
 from emu.iface import Budget, GuestExit, Step
 from emu.runner import open_runner
 from gdbstub.actions import Send
+from gdbstub.files import FileTree
 from gdbstub.monitor import Monitor, Services
 from gdbstub.rsp import NEED_DATA, Codec, Notification, Packet
 from gdbstub.server import Server
@@ -445,3 +446,14 @@ def test_each_stop_is_one_reply_with_its_thread():
     answer = session.handle(b"vCont?")
     assert isinstance(answer, Send)
     assert re.fullmatch(rb"vCont(;[cCtsSr])+", answer.payloads[0])
+
+
+def test_files_are_there_without_a_process():
+    """gdb looks whether its symbol file has changed between kill and run, and drops it where it cannot."""
+    files = FileTree({"/vmlinux": lambda: b"ELF"}, exec_file="/vmlinux")
+    session = Session(FakeMachine(X86_64), X86_64, files=files, restart=lambda: None)
+    session.open()
+    for payload in (b"!", b"vKill;1"):
+        assert session.handle(payload) == Send((b"OK",))
+    assert session.handle(b"vFile:open:" + b"/vmlinux".hex().encode() + b",0,0") == Send((b"F0",))
+    assert session.handle(b"m10000,4") == Send((b"E01",))
