@@ -16,6 +16,7 @@ from tests.bench.guests import embedded, interrupts, speed, traps
 from tests.bench.hits import arming, hits
 from tests.bench.remote import remote
 from tests.bench.row import Effort, Row, Skipped, table
+from tests.bench.stubs import stubs
 
 GROUPS: dict[str, Callable[[Effort], Iterator[Row | Skipped]]] = {
     "boot": boots,
@@ -26,6 +27,7 @@ GROUPS: dict[str, Callable[[Effort], Iterator[Row | Skipped]]] = {
     "embedded": embedded,
     "interrupt": interrupts,
     "remote": remote,
+    "stubs": stubs,
 }
 
 

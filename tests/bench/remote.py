@@ -7,43 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import re
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 
+from tests.bench.client import Client
 from tests.bench.row import Effort, Row, interleaved
 
 _COMMAND = (sys.executable, "-m", "gdbstub", "load", "embedded", "--listen", "127.0.0.1:0", "--console", "none")
 _LISTENING = re.compile(rb"listening on 127\.0\.0\.1:(\d+)")
 _BLOCK = 0x1000
 _READS, _STEPS = 100, 300
-
-
-class Client:
-    """Packets out, packets in; no acknowledgements after `QStartNoAckMode`."""
-
-    def __init__(self, port: int) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", port), timeout=30)
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._buffer = b""
-        self.ask(b"QStartNoAckMode")
-        self._socket.sendall(b"+")
-
-    def ask(self, payload: bytes) -> bytes:
-        """The reply's payload as it is on the wire; EOFError where the stub goes away."""
-        self._socket.sendall(b"$%b#%02x" % (payload, sum(payload) & 0xFF))
-        while (end := self._buffer.find(b"#")) < 0 or len(self._buffer) < end + 3:
-            data = self._socket.recv(1 << 16)
-            if not data:
-                raise EOFError("the stub closed the connection")
-            self._buffer += data
-        reply, self._buffer = self._buffer[:end], self._buffer[end + 3 :]
-        return reply[reply.index(b"$") + 1 :]
-
-    def close(self) -> None:
-        self._socket.close()
 
 
 @contextlib.contextmanager

