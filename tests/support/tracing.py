@@ -66,9 +66,11 @@ class Target:
             assert self.ask(payload) == b"OK", payload
 
     def run(self, instructions: int = 6_000) -> Stop:
-        """As after `c`, for so many instructions."""
+        """As after `c`, for so many instructions, and stopped again."""
         assert isinstance(self.session.handle(b"c"), Resume)
-        return self.machine.run(instructions)
+        stop = self.machine.run(instructions)
+        self.session.stopped(stop)
+        return stop
 
 
 @dataclass
