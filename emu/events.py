@@ -12,7 +12,7 @@ from emu.clock import Clock
 from emu.cpustate import IF, CpuState
 from emu.devices.pc import Devices
 from emu.engine import Engine
-from emu.iface import Halted, Stop
+from emu.iface import Halted, Stop, TrapClient
 from emu.pace import Pacer
 from emu.window import SlotWindow
 
@@ -28,6 +28,7 @@ class Events:
     clock: Clock
     devices: Devices
     window: SlotWindow
+    trap_client: TrapClient | None
     _skip_since: int
     _deliver: Callable[..., None]
 
@@ -57,7 +58,7 @@ class Events:
         pic, cpu = self.devices.pic, self.cpu
         if not pic.pending():
             self._poll_at = None
-        elif cpu.eflags & IF and not cpu.interrupt_shadow and not self.window.contains(cpu.pc):
+        elif cpu.eflags & IF and not cpu.interrupt_shadow and self._is_outside():
             vector = pic.acknowledge()
             if self.log is not None:
                 self.log("int", f"irq vector {vector:#x} at {cpu.linear_pc:#x}")
@@ -66,6 +67,11 @@ class Events:
             self._poll_at = self.clock.instructions + POLL if pic.pending() else None
         else:  # a shadow and a slot last one instruction; IF can only be looked at now and then
             self._poll_at = self.clock.instructions + (1 if cpu.eflags & IF else POLL)
+
+    def _is_outside(self) -> bool:
+        """The pc is the guest's own: it was, or the step that was in progress there could be ended or divided."""
+        client = self.trap_client
+        return not self.window.contains(self.cpu.pc) or (client is not None and client.leave_slot(self.cpu))
 
     def _tighten_to_deadline(self) -> None:
         """A device scheduled something earlier than the engine's limit."""

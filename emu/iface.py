@@ -322,6 +322,13 @@ class TrapClient(Protocol):
         """An exception or `int n` with pc inside the slot window, before delivery: `cpu.pc` must leave it."""
         ...
 
+    def leave_slot(self, cpu: Cpu) -> bool:
+        """The guest is to stop or be interrupted with pc in the slot window: True if it is out of it now.
+
+        Its registers are then what its own instructions have made so far. False: one more instruction of ours first.
+        """
+        ...
+
     def on_restore(self) -> None:
         """RAM and processor are those of another moment now: what was under way is not any more. Between runs."""
         ...

@@ -159,17 +159,17 @@ class RunLoop(Events):
     def _loop(self, done: Callable[[], bool], end: int | None) -> Stop:
         while self._stop is None:
             hit = self.watched.hit
-            if hit is not None and not self.window.contains(self.cpu.pc):
+            if hit is not None and self._is_outside():
                 self.watched.forget()
                 return Watchpoint(self.cpu.linear_pc, hit.kind, hit.address)
-            if self._shall_stop() and not self.window.contains(self.cpu.pc):
+            if self._shall_stop() and self._is_outside():
                 self._stop_requested = False
                 return Interrupted(self.cpu.linear_pc)
-            if done() and not self.window.contains(self.cpu.pc):
+            if done() and self._is_outside():
                 return Budget(self.clock.instructions)
             before = self.clock.instructions
             self._advance(end)
-            if self._followers and self.clock.instructions > before and not self.window.contains(self.cpu.pc):
+            if self._followers and self.clock.instructions > before and self._is_outside():
                 self._followers = [call for call in self._followers if call()]
         stop, self._stop = self._stop, None
         return stop
@@ -199,7 +199,7 @@ class RunLoop(Events):
             self._release()
             return
         self._take_events()
-        if self._stop is not None or (self.watched.hit is not None and not self.window.contains(self.cpu.pc)):
+        if self._stop is not None or (self.watched.hit is not None and self._is_outside()):
             return
         place = self._in_place or self._breakpoint_to_skip()
         if place is not None:

@@ -11,7 +11,7 @@ import contextlib
 import enum
 import errno
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
 
@@ -30,6 +30,7 @@ Arm: TypeAlias = Literal["auto", "int3", "hook"]
 
 MAX_HOOKS: Final = 200  # each PC hook slows translation and every hit of the others; measured, see the engine's notes
 COMFORTABLE_HOOKS: Final = 8
+_MAX_DIVIDED: Final = 64  # one a stack; an interrupt's handler may never come back
 
 
 class Kprobe:
@@ -141,6 +142,7 @@ class Kprobes:
         self._places: dict[int, _Place] = {}
         self._waiting: list[Kprobe] = []
         self._hits: list[_Hit] = []
+        self._divided: dict[int, set[Hashable]] = {}  # string instructions that were left between two iterations
         self._hooks = 0
         self._halting: _Place | None = None  # a handler asked for a stop there
         self._stopped: tuple[int, int] | None = None  # where and when the run ended for it, before the instruction
@@ -286,6 +288,10 @@ class Kprobes:
         place = self._places.get(pc)
         if place is None:
             return Verdict.NOT_MINE
+        if self._divided and self._continues(cpu, pc):
+            hit = _Hit(place, Status.REENTER if self._hits else Status.HIT_SS)
+            self._hits.append(hit)
+            return self._execute(cpu, hit, back_end, hit.status is not Status.REENTER and place.observed)
         if back_end is BackEnd.HOOK:
             if self._arch.is_repeat(cpu, place.prepared):
                 return Verdict.HANDLED
@@ -330,9 +336,24 @@ class Kprobes:
         finish = self._arch.finish_step(cpu, hit.place.prepared)
         if finish is Finish.AGAIN:
             return Verdict.HANDLED
+        if finish is Finish.DIVIDED:
+            self._divide(cpu)
+            return Verdict.DELIVER
         hit.stepping = False
         self._complete(cpu, hit)
         return Verdict.DELIVER if finish is Finish.DONE_TRAP else Verdict.HANDLED
+
+    def leave_slot(self, cpu: Cpu) -> bool:
+        hit = self._hits[-1] if self._hits and self._hits[-1].stepping else None
+        finish = None if hit is None else self._arch.leave_slot(cpu, hit.place.prepared)
+        if hit is None or finish is None:
+            return False
+        if finish is Finish.DIVIDED:
+            self._divide(cpu)
+        else:
+            hit.stepping = False
+            self._complete(cpu, hit)
+        return True
 
     def on_fault(self, cpu: Cpu, vector: int) -> Verdict | Stop:
         trampoline = self._arch.trampoline_trap(cpu, vector)
@@ -366,6 +387,7 @@ class Kprobes:
     def on_restore(self) -> None:
         self._hits.clear()
         self._halting = self._stopped = None
+        self._divided.clear()
         self._limits.forget()
         for call in self._after_restore:
             call()
@@ -385,10 +407,10 @@ class Kprobes:
         """A usual hit, as `on_break` has the others."""
         hits, hit, cpu, flag = self._hits, _Hit(place, _HIT_ACTIVE), self._machine.cpu, self._arch.step_flag
         regs, ip = self._regs(cpu, 0), place.address + 1
-        observe, emulate, over, to = short.observe, short.emulate, short.over, short.to
+        observe, emulate, over, to, divided = short.observe, short.emulate, short.over, short.to, self._divided
 
         def arrive() -> int | None:
-            if hits or self._stopped is not None:
+            if hits or self._stopped is not None or (divided and place.address in divided):
                 return None
             hit.status = _HIT_ACTIVE
             hits.append(hit)
@@ -450,6 +472,22 @@ class Kprobes:
             self._machine.request_stop()
             return False
         self._halting = place
+        return True
+
+    def _divide(self, cpu: Cpu) -> None:
+        """The rest of the string instruction is met again, which is no new hit."""
+        self._hits.pop()
+        if sum(map(len, self._divided.values())) >= _MAX_DIVIDED:
+            self._divided.clear()
+        self._divided.setdefault(cpu.pc, set()).add(self._arch.position(cpu))
+
+    def _continues(self, cpu: Cpu, pc: int) -> bool:
+        known, position = self._divided.get(pc), self._arch.position(cpu)
+        if known is None or position not in known:
+            return False
+        known.remove(position)
+        if not known:
+            del self._divided[pc]
         return True
 
     def _goes_on(self, pc: int) -> bool:

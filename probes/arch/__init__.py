@@ -6,7 +6,7 @@ Rules: types only; a processor lives in a module of its own beside this one, and
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,6 +27,7 @@ class Finish(enum.Enum):
     """What a #DB meant to the step in progress."""
 
     AGAIN = 0  # one iteration of a repeated string instruction; the step goes on
+    DIVIDED = 3  # the same, and it goes on later: cpu.pc is the instruction's own address
     DONE = 1  # stepped; the guest goes on at cpu.pc
     DONE_TRAP = 2  # stepped, and the guest was single-stepping itself: it is owed this #DB
 
@@ -37,7 +38,8 @@ class Short:
 
     `observe`: it is for a place with post-handlers. `emulate`, where there is one, executes the instruction; else the
     guest goes on at `to`. There `over` is the address of an int3 that ends the step, and `end` where the guest goes on
-    then; -1 where nobody waits for the end. `uncount`: instructions of ours, the int3 at `over` included.
+    then; -1 where nobody waits for the end. `uncount`: instructions of ours to take off at the arrival;
+    what is left of two int3s comes off at the step's end.
     """
 
     observe: bool
@@ -158,6 +160,14 @@ class ProbeArch(Protocol):
 
     def is_over(self, cpu: Cpu, vector: int, prepared: Prepared) -> bool:
         """The trap is the int3 that ends a step, met the long way; then `cpu.pc` is the next instruction."""
+        ...
+
+    def leave_slot(self, cpu: Cpu, prepared: Prepared) -> Finish | None:
+        """Between runs, in a step: end it or divide it where that can be, as the guest is to stop or be interrupted."""
+        ...
+
+    def position(self, cpu: Cpu) -> Hashable:
+        """What tells the arrival at the rest of a divided instruction from other ones."""
         ...
 
     def find_slot(self, vaddr: int) -> Prepared | None:

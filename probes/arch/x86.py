@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -233,24 +233,50 @@ class X86Arch:
         text, probe.short = self._machine.text, short
         text.shorten(probe.address, self._owner, insn.data, short.to, arrive(short), short.uncount)
         if short.over >= 0:
-            window.shorten(short.over - window.address(0), finish(short), 0)
+            window.shorten(short.over - window.address(0), finish(short), 2 - short.uncount)
 
     def _short(self, probe: X86Probe, insn: Insn, code: int, observe: bool) -> Short | None:
         if probe.emulate is not None:
             return Short(observe, 0, code, probe.emulate)
-        if not observe:
-            return Short(observe, probe.boost_uncount, code) if probe.boosted else None
-        if probe.kind.boost is not Boost.JUMP_BACK:
-            return None  # it does not come to the int3 behind its copy, or must not see one there
+        if not is_repeated(insn):
+            if not observe:
+                return Short(observe, probe.boost_uncount, code) if probe.boosted else None
+            if probe.kind.boost is not Boost.JUMP_BACK:
+                return None  # it does not come to the int3 behind its copy, or must not see one there
         over = code + _STEP_HALF + insn.size
-        return Short(observe, 2, code + _STEP_HALF, over=over, end=insn.end)
+        return Short(observe, _taken_off(insn), code + _STEP_HALF, over=over, end=insn.end)
 
     def is_over(self, cpu: Cpu, vector: int, prepared: Prepared) -> bool:
-        short = _ours(prepared).short
-        if short is None or vector != _BP or cpu.pc != short.over + 1:
+        probe = _ours(prepared)
+        if vector != _BP or self._step is not None or cpu.pc != self._over(probe) + 1:
             return False
-        cpu.pc = short.end
+        assert probe.insn is not None
+        cpu.pc = probe.insn.end
+        self._machine.uncount(2 - _taken_off(probe.insn))
         return True
+
+    def leave_slot(self, cpu: Cpu, prepared: Prepared) -> Finish | None:
+        probe = _ours(prepared)
+        insn = probe.insn
+        assert insn is not None  # nothing is stepped undecoded
+        if not is_repeated(insn):
+            return None
+        if self._step is None and cpu.pc == self._over(probe):
+            cpu.pc = insn.end
+            return Finish.DONE
+        if cpu.pc == self._over(probe) - insn.size:
+            self.abort_step(cpu, prepared)
+            return Finish.DIVIDED
+        return None
+
+    def position(self, cpu: Cpu) -> Hashable:
+        gpr = cpu.gpr
+        return gpr[_SP], gpr[_CX], gpr[_SI], gpr[_DI]
+
+    def _over(self, probe: X86Probe) -> int:
+        """The address of the int3 behind the copy."""
+        assert probe.insn is not None
+        return self._code(probe) + _STEP_HALF + probe.insn.size
 
     def arch_disarm(self, prepared: Prepared) -> None:
         self._machine.text.disarm(prepared.address, self._owner)
@@ -286,7 +312,7 @@ class X86Arch:
             cpu.pc = code
             return Begin.RUNNING
         self._machine.uncount(1)
-        return self._trap_after(cpu, probe, code + _STEP_HALF)
+        return self._begin_copy(cpu, probe, code + _STEP_HALF)
 
     def finish_step(self, cpu: Cpu, prepared: Prepared) -> Finish:
         step, probe = self._taken_step(), _ours(prepared)
@@ -295,8 +321,12 @@ class X86Arch:
         if is_repeated(insn):
             if cpu.pc == step.at:
                 self._step = step
-                return Finish.AGAIN
-            self._settle_repeat(cpu, insn, step)
+                if step.at == probe.address:
+                    return Finish.AGAIN
+                self.abort_step(cpu, prepared)  # the guest steps itself through the iterations
+                return Finish.DIVIDED
+            if step.at == probe.address:
+                self._settle_repeat(cpu, insn, step)
         fix, delta, mask = probe.kind.fix, probe.address - step.at, self.convention.mask
         if step.target is not None:
             cpu.pc = step.target
@@ -324,7 +354,8 @@ class X86Arch:
         at = self._code(probe)
         if cpu.pc >= at + _STEP_HALF:
             at += _STEP_HALF
-            self._machine.uncount(-1)  # the int3 that was to end the step
+            assert probe.insn is not None
+            self._machine.uncount(1 - _taken_off(probe.insn))
         else:
             self._machine.uncount(1 - probe.boost_uncount)
         cpu.pc = (cpu.pc + probe.address - at) & self.convention.mask
@@ -389,7 +420,15 @@ class X86Arch:
             with contextlib.suppress(ProbeError, MachineError):
                 self._make_slot(probe)
                 at = self._code(probe) + _STEP_HALF
-        return self._trap_after(cpu, probe, at)
+        return self._begin_copy(cpu, probe, at)
+
+    def _begin_copy(self, cpu: Cpu, probe: X86Probe, at: int) -> Begin:
+        """Step what lies at `at`; a string instruction in a slot runs to the int3 behind it, at full speed."""
+        assert probe.insn is not None
+        if at == probe.address or cpu.system_flags & TF or not is_repeated(probe.insn):
+            return self._trap_after(cpu, probe, at)
+        cpu.pc = at
+        return Begin.STEPPING
 
     def _trap_after(self, cpu: Cpu, probe: X86Probe, at: int) -> Begin:
         target = self._call_target(cpu, probe) if probe.pushes and at != probe.address else None
@@ -508,6 +547,12 @@ def _ours(prepared: Prepared) -> X86Probe:
     return prepared
 
 
+def _taken_off(insn: Insn) -> int:
+    """Int3s taken off the clock at the arrival: the probe's, and the one behind the copy, which comes at once or after
+    as many iterations as the clock must not be wrong for."""
+    return 1 if is_repeated(insn) else 2
+
+
 def _fits_s32(value: int) -> bool:
     return -(1 << 31) <= value < 1 << 31
 
@@ -550,7 +595,7 @@ def _push_of_call(insn: Insn, kind: InsnClass) -> bytes | None:
 
 def _boosted(insn: Insn, kind: InsnClass, address: int) -> tuple[bytes | None, int]:
     """Code that has the effect of `insn` and leaves the slot, and how many instructions to take off for it."""
-    if kind.boost is Boost.NEVER:
+    if kind.boost is Boost.NEVER or is_repeated(insn):
         return None, 0
     if kind.boost in (Boost.CALL_RELATIVE, Boost.CALL_REGISTER):
         push = _push_of_call(insn, kind)

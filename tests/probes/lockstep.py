@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from emu.iface import Halted, Stop
@@ -42,6 +42,11 @@ class Body:
     def code(self) -> bytes:
         lines = (line.partition(";")[0] for line in self.text.strip().splitlines())
         return bytes.fromhex("".join(lines))
+
+    @property
+    def budget(self) -> int:
+        """Instructions it may take; what hypothesis made need not end."""
+        return 3_000 if self.cells else 20_000
 
     @property
     def offsets(self) -> list[int]:
@@ -90,7 +95,7 @@ def place(body: Body, offset: int) -> int:
     return CODE + len(_load_idt(body.bits)) + offset
 
 
-def finish(machine: Machine, budget: int = 20_000) -> End:
+def finish(machine: Machine, budget: int) -> End:
     """Run to the body's hlt, or the fault handler's; code made of cells may come to another end."""
     stop = machine.run(budget)
     names = [*machine.registers.arch.names, "cr0", "cr2", "cr3"]
@@ -100,7 +105,7 @@ def finish(machine: Machine, budget: int = 20_000) -> End:
 
 
 def run_bare(body: Body) -> End:
-    end = finish(build(body))
+    end = finish(build(body), body.budget)
     assert body.cells or isinstance(end.stop, Halted), end.stop
     return end
 
@@ -110,6 +115,16 @@ def run_probed(
 ) -> tuple[End, list[tuple[int, int]]]:
     """-> the end, and (hits, post-handler runs) of each probe. `short` False: first hits have no shortcut."""
     machine = build(body)
+    counts = probe_all(machine, body, offsets, arm, post)
+    if not short:
+        machine.shortcuts.clear()
+    return finish(machine, body.budget), counts()
+
+
+def probe_all(
+    machine: Machine, body: Body, offsets: Sequence[int], arm: str, post: bool
+) -> Callable[[], list[tuple[int, int]]]:
+    """Probes at `offsets`, whose (hits, post-handler runs) the result tells."""
     manager = Manager(machine)
     after = dict.fromkeys(offsets, 0)
 
@@ -126,10 +141,17 @@ def run_probed(
         for offset in offsets
     ]
     manager.register_many(probes)
-    if not short:
-        machine.shortcuts.clear()
-    end = finish(machine)
-    return end, [(probe.hits, after[offset]) for probe, offset in zip(probes, offsets, strict=True)]
+    return lambda: [(probe.hits, after[offset]) for probe, offset in zip(probes, offsets, strict=True)]
+
+
+def cut(machine: Machine, size: int) -> list[tuple[int, ...]]:
+    """Run in pieces of `size` instructions to the body's end: clock, pc and counters at the end of each."""
+    seen = []
+    while not machine.halted and len(seen) < 5000:
+        machine.run(size)
+        cpu = machine.cpu
+        seen.append((machine.clock.instructions, cpu.pc, cpu.eflags & ~_RF, *(cpu.gpr[index] for index in range(8))))
+    return seen
 
 
 def executions(body: Body) -> Counter[int]:
