@@ -3,7 +3,8 @@
 Rules: the machine's thread only. An address may have several owners (the probe engine, a debugger, the machine itself);
 its byte changes with the first and the last. Nobody reads guest code without `reveal` or writes it without `cover`, so
 that no int3 of ours is ever seen and none is lost under a write of a debugger's. A PC hook costs the whole engine (one
-15 %, fifty 5x: measured), so INT3 is the rule and HOOK is for what is not mapped or must not be touched.
+15 %, fifty 5x: measured) from when its code is first translated, so INT3 is the rule and HOOK is for what is not mapped
+or must not be touched.
 
 A guest that looks at its own text, or writes it by another mapping, finds it untouched between `withdraw` and
 `put_back`: meanwhile every int3 is a PC hook.
@@ -12,6 +13,7 @@ A guest that looks at its own text, or writes it by another mapping, finds it un
 from __future__ import annotations
 
 import bisect
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -67,7 +69,9 @@ class ArmedText:
         self._paddrs: list[int] = []
         self._vaddrs: list[int] = []  # of the int3 places, sorted
         self._lost: set[int] = set()  # where `look` has seen the guest's code instead of an int3
-        self._hooks: set[int] = set()  # where the engine has a PC hook of ours
+        self._hooks: set[int] = set()  # where the engine is to have a PC hook of ours
+        self._waiting: list[int] = []  # those of them that it gets when it translates a block with them, sorted
+        self._due: set[int] = set()  # those that `look` has seen in a block
         self._lifted = -1  # physical address of the place between `lift` and `settle`
         self.withdrawn = False
 
@@ -184,11 +188,15 @@ class ArmedText:
         wanted = (vaddr, BackEnd.HOOK) in self._places or (self.withdrawn and (vaddr, BackEnd.INT3) in self._places)
         if wanted == (vaddr in self._hooks):
             return
+        at = bisect.bisect_left(self._waiting, vaddr)
         if wanted:
-            self._engine.add_pc_hook(vaddr, lambda: self._on_hook(vaddr))
+            self._waiting.insert(at, vaddr)
             self._hooks.add(vaddr)
         else:
-            self._engine.remove_pc_hook(vaddr)
+            if self._waiting[at : at + 1] == [vaddr]:
+                del self._waiting[at]
+            else:
+                self._engine.remove_pc_hook(vaddr)
             self._hooks.discard(vaddr)
         self._drop_code(vaddr)
 
@@ -267,8 +275,13 @@ class ArmedText:
         """From the engine, about a new block: where an int3 of ours should stand, the guest may have stored something,
         or mapped another page, and is about to run that.
 
-        Then it stops before the block's first instruction; `reclaim` follows.
+        Then it stops before the block's first instruction; `reclaim` follows. So it does for PC hooks that wait.
         """
+        at = bisect.bisect_left(self._waiting, pc)
+        while at < len(self._waiting) and self._waiting[at] < pc + len(code):
+            self._due.add(self._waiting[at])
+            self._engine.stop_here()
+            at += 1
         at = bisect.bisect_left(self._vaddrs, pc)
         while at < len(self._vaddrs) and (vaddr := self._vaddrs[at]) < pc + len(code):
             if code[vaddr - pc] != INT3 and self._is_lost(self._places[vaddr, BackEnd.INT3]):
@@ -278,6 +291,11 @@ class ArmedText:
 
     def reclaim(self) -> bool:
         """Arm what `look` has found; False where it has found nothing. Not from a hook."""
+        due, self._due = self._due.intersection(self._waiting), set()
+        for vaddr in due:
+            self._waiting.remove(vaddr)
+            self._engine.add_pc_hook(vaddr, functools.partial(self._on_hook, vaddr))
+            self._drop_code(vaddr)
         lost, self._lost = self._lost, set()
         for vaddr in lost:
             place = self._places.get((vaddr, BackEnd.INT3))
@@ -289,7 +307,7 @@ class ArmedText:
                 armed = self._bytes[place.paddr]
                 armed.original = self._ram.map[place.paddr]
                 self._poke(armed, INT3)
-        return bool(lost)
+        return bool(lost or due)
 
     def _is_lost(self, place: Place) -> bool:
         """No int3 stands where the address is mapped now, though it is meant there.
