@@ -148,15 +148,15 @@ class _Lead:
 
 
 def _lead(data: bytes, bits: int) -> _Lead:
-    """Walk prefixes and escapes (SDM vol. 2, 2.1, 2.3.5; EVEX 2.7)."""
-    at = 0
-    while data[at] in _LEGACY_PREFIXES:
+    """Walk prefixes and escapes (SDM vol. 2, 2.1, 2.3.5; EVEX 2.7). A REX counts right before the opcode only."""
+    at = rex = 0
+    legacy = bytearray()
+    while data[at] in _LEGACY_PREFIXES or (bits == 64 and data[at] & 0xF0 == 0x40):
+        rex = data[at] if data[at] not in _LEGACY_PREFIXES else 0
+        if not rex:
+            legacy.append(data[at])
         at += 1
-    prefixes = data[:at]
-    rex = 0
-    if bits == 64 and data[at] & 0xF0 == 0x40:
-        rex = data[at]
-        at += 1
+    prefixes = bytes(legacy)
     first, rest = data[at], data[at + 1 :]
     # Outside 64-bit mode c4, c5 and 62 are LES, LDS and BOUND unless the byte after looks like a register ModRM.
     vector = bool(rest) and (bits == 64 or rest[0] >= 0xC0)

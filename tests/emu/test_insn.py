@@ -17,6 +17,7 @@ from emu.insn import Encoding, InvalidInstruction, boundaries, decode
         ("0f8400000000", Encoding.LEGACY, 1, 0x84),  # je +0
         ("f20f38f0c0", Encoding.LEGACY, 2, 0xF0),  # crc32 eax, al
         ("660f3a0fc101", Encoding.LEGACY, 3, 0x0F),  # palignr xmm0, xmm1, 1
+        ("66464bf4", Encoding.LEGACY, 0, 0xF4),  # hlt behind two REX
     ],
 )
 def test_opcode_is_told_with_its_encoding_and_map(code: str, encoding: Encoding, opcode_map: int, opcode: int) -> None:
@@ -52,6 +53,7 @@ def test_c4_outside_64_bit_mode_is_les_unless_modrm_says_register() -> None:
     [
         ("4801c0", 64, 64, 64),
         ("6601c0", 64, 16, 64),
+        ("4866ffc0", 64, 16, 64),  # a REX that a prefix follows is none
         ("67e300", 64, 32, 32),
         ("6690", 16, 32, 16),
         ("67a4", 32, 32, 16),
