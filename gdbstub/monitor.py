@@ -267,6 +267,7 @@ _SIZES = {"b": 1, "h": 2, "w": 4, "g": 8}
 _ARMING = {"disabled": None, "arm": "int3|hook"}
 _KPROBE_OPTIONS = {**_ARMING, "pre": "SYMBOL", "post": "SYMBOL"}
 _JPROBE_OPTIONS = {**_ARMING, "entry": "SYMBOL"}
+_UPROBE_OPTIONS = {"disabled": None, "pid": "N", "comm": "GLOB"}
 _KRETPROBE_OPTIONS = {**_KPROBE_OPTIONS, "maxactive": "N", "shadow": None, "trampoline": None}
 
 
@@ -399,21 +400,28 @@ class Monitor:
     def return_probe_add(self, arguments: Arguments) -> Sequence[str]:
         return self._probes().add("kretprobe", arguments.words["DEF"], arguments.options)
 
+    @command("uprobe add [OPTIONS] DEF", "probe a program: uprobe_events line, PATH:SYMBOL[+OFF]", _UPROBE_OPTIONS)
+    def program_probe_add(self, arguments: Arguments) -> Sequence[str]:
+        return self._probes().add("uprobe", arguments.words["DEF"], arguments.options)
+
     @command("jprobe list", "the probes, their state and hits", looks=True)
     @command("kprobe list", "the probes, their state and hits", looks=True)
     @command("kretprobe list", "the same", looks=True)
+    @command("uprobe list", "the same", looks=True)
     def probe_list(self, _arguments: Arguments) -> Sequence[str]:
         return self._probes().list()
 
     @command("jprobe info NAME", "all about one probe", looks=True)
     @command("kprobe info NAME", "all about one probe", looks=True)
     @command("kretprobe info NAME", "the same, with what became of every entry", looks=True)
+    @command("uprobe info NAME", "the same, with where it is mapped", looks=True)
     def probe_info(self, arguments: Arguments) -> Sequence[str]:
         return self._probes().info(arguments.words["NAME"])
 
     @command("jprobe enable|disable|del NAME|GLOB|all", "switch probes on or off, or remove them")
     @command("kprobe enable|disable|del NAME|GLOB|all", "switch probes on or off, or remove them")
     @command("kretprobe enable|disable|del NAME|GLOB|all", "the same")
+    @command("uprobe enable|disable|del NAME|GLOB|all", "the same")
     def probe_change(self, arguments: Arguments) -> Sequence[str]:
         probes = self._probes()
         act = {"enable": probes.enable, "disable": probes.disable, "del": probes.delete}[arguments.choice]

@@ -45,6 +45,7 @@ from gdbstub.tracepoints import Tracing
 from probes.errors import ProbeError
 from probes.export import Export, open_export
 from probes.manager import Manager
+from probes.spec import is_uprobe
 from probes.tracefs import Tracefs
 
 EXEC_FILE = "/vmlinux"
@@ -200,7 +201,7 @@ class Program:
         for source, definition in self._definitions():
             before = {status.name for status in probes.status()}
             try:
-                said = probes.add("kprobe", definition, {"disabled": later})
+                said = probes.add("uprobe" if is_uprobe(definition) else "kprobe", definition, {"disabled": later})
             except ProbeError as error:
                 first, *more = error.lines()
                 raise UsageError("\n".join((f"{source}: {first}", *more))) from error

@@ -107,6 +107,12 @@ class EmbeddedPrograms:
     def stack(self, space: int, address: int) -> int:
         return 0  # the ring-3 task has one
 
+    def file_at(self, address: int) -> tuple[ProgramFile | None, int] | None:
+        for mapped in self.mapped():
+            if mapped.region.start <= address < mapped.region.end:
+                return mapped.content, address - mapped.region.start
+        return None
+
     def user_stack(self) -> int | None:
         return None
 

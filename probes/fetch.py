@@ -77,6 +77,10 @@ class EntryValues:
         self.values: dict[int, int] = {}
 
 
+def _no_memory(address: int) -> str | None:
+    return None
+
+
 def _no_file(cpu: Cpu) -> int:
     raise MemoryFault(cpu.pc)
 
@@ -87,6 +91,7 @@ class FetchContext:
 
     `ip_offset` is what %ip shows beyond pc: 1 in a breakpoint's frame. `entry` is set by the handler of a return
     before it fetches. `file_base` gives the address where offset 0 of a uprobe's file would lie; MemoryFault if none.
+    `absent` knows strings that are mapped and not in memory; None where nothing is mapped.
     """
 
     machine: Machine
@@ -95,6 +100,7 @@ class FetchContext:
     ip_offset: int = 1
     entry: EntryValues = field(default_factory=EntryValues)
     file_base: Callable[[Cpu], int] = _no_file
+    absent: Callable[[int], str | None] = _no_memory
 
     def describe(self, address: int) -> str:
         """%pS: `name+0xoffset/0xsize`, with ` [module]` where it is one's, or the bare address."""
@@ -304,7 +310,10 @@ def _string_store(context: FetchContext) -> _Store:
     machine = context.machine
 
     def store(at: int) -> Scalar:
-        return read_string(machine, at, PATH_MAX - 1).decode("utf-8", "backslashreplace")
+        try:
+            return read_string(machine, at, PATH_MAX - 1).decode("utf-8", "backslashreplace")
+        except MemoryFault:
+            return context.absent(at)
 
     return store
 

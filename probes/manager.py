@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import fnmatch
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias
 
@@ -19,6 +19,9 @@ from probes.core import Arm, Kprobe, Kprobes
 from probes.discovery import spread
 from probes.embedded import embedded_programs
 from probes.errors import ProbeError
+from probes.eventoptions import KINDS, Options, checked, maxactive
+from probes.eventoptions import arm as arm_option
+from probes.eventoptions import limits as hit_limits
 from probes.export import Unfinished
 from probes.fetch import EntryValues, FetchContext, TaskInfo, compile_entry
 from probes.guest import GuestHandlers
@@ -37,19 +40,16 @@ from probes.refusals import Refusal
 from probes.regs import Regs
 from probes.room import Room
 from probes.scope import GuestScope, entry_shift
-from probes.spec import MAX_MAXACTIVE, Deletion, ProbeSpec, UprobeSpec, parse, parse_deletion
+from probes.spec import Deletion, ProbeSpec, Spec, UprobeSpec, parse, parse_deletion, parse_uprobe
 from probes.table import admit, matches
 from probes.tasks import find_tasks
 from probes.trace import TraceRing
-from probes.traceevents import Events, Limits, TraceEvent
+from probes.traceevents import Events, TraceEvent
 from probes.uprobe import Uprobe, Uprobes
+from probes.uprobeevents import ProgramScope, make_uprobe
 
 _NOTRACE: Final = "Linux's kprobe_events would refuse: EINVAL, ftrace does not trace this function (notrace)"
 _MAX_SHOWN: Final = 10  # definitions of a glob in one answer
-_OPTIONS: Final = frozenset(("arm", "disabled", "pid", "comm"))
-_RETURN_OPTIONS: Final = frozenset(("maxactive", "shadow", "trampoline"))
-_GUEST_OPTIONS: Final = {"kprobe": ("pre", "post"), "kretprobe": ("pre", "post"), "jprobe": ("entry",)}
-
 KernelProbe: TypeAlias = Kprobe | Kretprobe | Jprobe
 Probe: TypeAlias = KernelProbe | Uprobe
 
@@ -71,7 +71,7 @@ class _Event:
     """A named event: one definition per place it stands on, each with its probe."""
 
     trace: TraceEvent
-    parts: list[tuple[ProbeSpec, KernelProbe]] = field(default_factory=list)
+    parts: list[tuple[Spec, Probe]] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -79,7 +79,7 @@ class _Event:
 
     @property
     def kind(self) -> str:
-        return {Kretprobe: "kretprobe", Jprobe: "jprobe"}.get(type(self.parts[0][1]), "kprobe")
+        return {Kretprobe: "kretprobe", Jprobe: "jprobe", Uprobe: "uprobe"}.get(type(self.parts[0][1]), "kprobe")
 
     @property
     def hits(self) -> int:
@@ -91,7 +91,7 @@ class _Event:
 
     @property
     def enabled(self) -> bool:
-        return self.trace.enabled and not all(_kprobe(probe).disabled for _, probe in self.parts)
+        return self.trace.enabled and not all(_switched(probe).disabled for _, probe in self.parts)
 
 
 class Manager:
@@ -230,18 +230,19 @@ class Manager:
 
     # ------------------------------------------------------------------------------------------------- events by name
 
-    def add(self, kind: str, definition: str, options: Mapping[str, str | bool | int] | None = None) -> list[str]:
+    def add(self, kind: str, definition: str, options: Options | None = None) -> list[str]:
         """Define an event from the kernel's own line and arm it; the answer says what was made.
 
-        `kind` is "kprobe" for a `p` or an `r` line, "kretprobe" for one that means a return, "jprobe" for a `p` line.
+        `kind` is "kprobe" for a `p` or an `r` line, "kretprobe" for one that means a return, "jprobe" for a `p` line,
+        "uprobe" for a line of uprobe_events, which may name a function: PATH:SYMBOL[+OFF].
         Options: arm (auto, int3, hook), disabled, pid, comm (a glob); of return probes maxactive, and shadow or
         trampoline. Guest code, by symbol: pre and post, which are a return probe's entry_handler and handler, and a
         jprobe's entry. A glob in the place of a symbol means every function it matches: those where the line cannot be
         defined are named in a note.
         """
-        if kind not in _GUEST_OPTIONS:
+        if kind not in KINDS:
             raise ProbeError(errno.EOPNOTSUPP, f"{kind} is not available")
-        lines = spread(self._machine, definition)
+        lines = [definition] if kind == "uprobe" else spread(self._machine, definition)
         if len(lines) == 1:
             return self._add(kind, lines[0], options)
         said: list[str] = []
@@ -258,24 +259,23 @@ class Manager:
         more_notes = [f"note: not on {len(refused) - _MAX_SHOWN} more"] if len(refused) > _MAX_SHOWN else []
         return [*said[:_MAX_SHOWN], *more, *notes, *more_notes]
 
-    def _add(self, kind: str, definition: str, options: Mapping[str, str | bool | int] | None) -> list[str]:
+    def _add(self, kind: str, definition: str, options: Options | None) -> list[str]:
+        if kind == "uprobe":
+            return self._add_uprobe(definition, checked(options or {}, kind))
         spec = self._parse(definition)
         if kind == "kretprobe" and not spec.is_return:
             raise ProbeError(errno.EINVAL, "this line is no return probe", definition=spec.definition, column=0)
         if kind == "jprobe" and spec.is_return:
             raise ProbeError(errno.EINVAL, "this line is no jprobe", definition=spec.definition, column=0)
-        chosen = _checked(options or {}, "kretprobe" if spec.is_return else kind)
-        event = self._events.get(spec.name)
-        admit(spec, [known for other in self._events.values() for known, _ in other.parts])
-        if event is None:
-            event = self._new_event(spec)
+        chosen = checked(options or {}, "kretprobe" if spec.is_return else kind)
+        event = self._event_for(spec)
         armed = event.trace.armed if event.parts else not chosen.get("disabled")
         probe = Kprobe(
             symbol=spec.place.name,
             offset=spec.place.offset,
             addr=spec.place.address,
             disabled=not armed,
-            arm=_arm(chosen.get("arm", "auto")),
+            arm=arm_option(chosen.get("arm", "auto")),
         )
         probe.waits = self._modules.missing(spec.place.module)
         try:
@@ -296,7 +296,28 @@ class Manager:
             noted.notes += (_NOTRACE,)
         return [spec.listing(), *(f"note: {note}" for note in made.notes)]
 
-    def _new_event(self, spec: ProbeSpec) -> _Event:
+    def _add_uprobe(self, definition: str, options: Options) -> list[str]:
+        spec = parse_uprobe(definition, ProgramScope(self._convention), symbols=True)
+        event = self._event_for(spec)
+        armed = event.trace.armed if event.parts else not options.get("disabled")
+        try:
+            probe = make_uprobe(event.trace, spec, self._context, self.uprobes.absent_text, options)
+            probe.disabled = not armed
+            self._register_for(spec, probe)
+        except ProbeError:
+            if not event.parts:
+                self._forget(event)
+            raise
+        event.trace.armed = armed
+        event.parts.append((spec, probe))
+        return [spec.listing(), *(f"note: {note}" for note in probe.notes)]
+
+    def _event_for(self, spec: Spec) -> _Event:
+        """The one of that name, which takes a further place if it is of the same shape, or a new one."""
+        admit(spec, [known for other in self._events.values() for known, _ in other.parts])
+        return self._events.get(spec.name) or self._new_event(spec)
+
+    def _new_event(self, spec: Spec) -> _Event:
         def arm(on: bool) -> None:
             self._arm_parts(event, on)
 
@@ -305,18 +326,23 @@ class Manager:
 
     def _arm_parts(self, event: _Event, on: bool) -> None:
         """All of them, or on error none."""
-        done: list[Kprobe] = []
+        done: list[Probe] = []
         try:
             for _, probe in event.parts:
-                kprobe = _kprobe(probe)
-                (self._kprobes.enable if on else self._kprobes.disable)(kprobe)
-                done.append(kprobe)
+                self._switch_probe(probe, on)
+                done.append(probe)
         except ProbeError:
-            for kprobe in done:
-                (self._kprobes.disable if on else self._kprobes.enable)(kprobe)
+            for probe in done:
+                self._switch_probe(probe, not on)
             raise
 
-    def _register_for(self, spec: ProbeSpec, probe: KernelProbe) -> None:
+    def _switch_probe(self, probe: Probe, on: bool) -> None:
+        if isinstance(probe, Uprobe):
+            (self.uprobes.enable if on else self.uprobes.disable)(probe)
+        else:
+            (self._kprobes.enable if on else self._kprobes.disable)(_kprobe(probe))
+
+    def _register_for(self, spec: Spec, probe: Probe) -> None:
         try:
             self.register(probe)
         except ProbeError as error:
@@ -340,6 +366,9 @@ class Manager:
             state = "enabled" if event.enabled else "disabled"
             lines.append(f"{event.name}: {state}, {event.hits} hits, {event.missed} missed")
             for spec, probe in event.parts:
+                if isinstance(probe, Uprobe):
+                    lines += [f"  {spec.listing()}", *(f"    {line}" for line in self.uprobes.info(probe))]
+                    continue
                 kprobe = _kprobe(probe)
                 back_end = self._kprobes.back_end(kprobe)
                 how = "[GONE]" if kprobe.gone else "not armed" if back_end is None else back_end.value
@@ -353,15 +382,9 @@ class Manager:
 
     def enable(self, target: Probe | str) -> list[str]:
         """A probe, or every event whose name matches: EVENT, GROUP/EVENT, a glob, or "all"."""
-        if isinstance(target, Uprobe):
-            self.uprobes.enable(target)
-            return []
         return self._switch(target, on=True)
 
     def disable(self, target: Probe | str) -> list[str]:
-        if isinstance(target, Uprobe):
-            self.uprobes.disable(target)
-            return []
         return self._switch(target, on=False)
 
     def delete(self, pattern: str) -> list[str]:
@@ -453,11 +476,9 @@ class Manager:
         self._modules.check(spec.place.module)
         return spec
 
-    def _for_hits(
-        self, event: TraceEvent, spec: ProbeSpec, probe: Kprobe, options: Mapping[str, str | bool | int]
-    ) -> Kprobe:
+    def _for_hits(self, event: TraceEvent, spec: ProbeSpec, probe: Kprobe, options: Options) -> Kprobe:
         """`probe` with the handler of an event."""
-        limits = _limits(options)
+        limits = hit_limits(options)
         take = event.taker(spec, self._context, limits)
         shift: int | None = None  # known at the first hit: then the code is there to see
         pre, post = (options.get(name) for name in ("pre", "post"))
@@ -484,21 +505,17 @@ class Manager:
         probe.pre_handler, probe.post_handler = pre_handler, post_handler if after is not None else None
         return probe
 
-    def _for_entries(
-        self, event: TraceEvent, spec: ProbeSpec, probe: Kprobe, options: Mapping[str, str | bool | int]
-    ) -> Jprobe:
+    def _for_entries(self, event: TraceEvent, spec: ProbeSpec, probe: Kprobe, options: Options) -> Jprobe:
         """A jprobe on `probe` that makes a record before its guest entry is called."""
         entry = options.get("entry")
         if not entry:
             raise ProbeError(errno.EINVAL, "a jprobe needs --entry SYMBOL")
         return Jprobe(kp=self._for_hits(event, spec, probe, options), entry=str(entry))
 
-    def _for_returns(
-        self, event: TraceEvent, spec: ProbeSpec, probe: Kprobe, options: Mapping[str, str | bool | int]
-    ) -> Kretprobe:
+    def _for_returns(self, event: TraceEvent, spec: ProbeSpec, probe: Kprobe, options: Options) -> Kretprobe:
         """A return probe on `probe` with the handler of an event; its place reads `RETURNED-TO <- FUNCTION`."""
         context = replace(self._context, ip_offset=0, entry=EntryValues())
-        take, save = event.taker(spec, context, _limits(options)), compile_entry(spec.args, context)
+        take, save = event.taker(spec, context, hit_limits(options)), compile_entry(spec.args, context)
         pre, post = (options.get(name) for name in ("pre", "post"))
         after = self.guest.returned(probe, str(post)) if post else None
         before = self.guest.returned(probe, str(pre)) if pre else None
@@ -519,7 +536,7 @@ class Manager:
             handler=handler,
             entry_handler=entry_handler if save is not None or before is not None else None,
             data_size=MAX_DATA_SIZE if pre or post else 0,
-            maxactive=_maxactive(options.get("maxactive")) or spec.maxactive,
+            maxactive=maxactive(options.get("maxactive")) or spec.maxactive,
             shadow=bool(options.get("shadow") or (self._shadow and not options.get("trampoline"))),
         )
 
@@ -535,9 +552,9 @@ class Manager:
             raise ProbeError(errno.ENOENT, f"no event matches {pattern}")
         return found
 
-    def _switch(self, target: KernelProbe | str, *, on: bool) -> list[str]:
+    def _switch(self, target: Probe | str, *, on: bool) -> list[str]:
         if not isinstance(target, str):
-            (self._kprobes.enable if on else self._kprobes.disable)(_kprobe(target))
+            self._switch_probe(target, on)
             return []
         events = self._matching(target)
         for event in events:
@@ -555,52 +572,23 @@ def _kprobe(probe: KernelProbe) -> Kprobe:
     return probe if isinstance(probe, Kprobe) else probe.kp
 
 
-def _hits(probe: KernelProbe) -> int:
+def _switched(probe: Probe) -> Kprobe | Uprobe:
+    """What is enabled and disabled."""
+    return probe if isinstance(probe, Uprobe) else _kprobe(probe)
+
+
+def _hits(probe: Probe) -> int:
     """As kprobe_profile counts: an event of a return probe happens at the return."""
+    if isinstance(probe, Uprobe):
+        return probe.hits if probe.ret_handler is None else probe.ends.returned
     return probe.returned if isinstance(probe, Kretprobe) else _kprobe(probe).hits
 
 
-def _missed(probe: KernelProbe) -> int:
+def _missed(probe: Probe) -> int:
+    if isinstance(probe, Uprobe):
+        return probe.ends.missed
     return probe.missed if isinstance(probe, Kretprobe) else _kprobe(probe).nmissed
 
 
 def _names(wanted: Deletion, event: _Event) -> bool:
     return any(matches(wanted, spec) for spec, _ in event.parts)
-
-
-def _limits(options: Mapping[str, str | bool | int]) -> Limits:
-    pid, comm = options.get("pid"), options.get("comm")
-    return Limits(None if pid is None else int(pid), None if comm is None else str(comm))
-
-
-def _checked(options: Mapping[str, str | bool | int], kind: str) -> Mapping[str, str | bool | int]:
-    known = {*_OPTIONS, *_RETURN_OPTIONS, *(name for names in _GUEST_OPTIONS.values() for name in names)}
-    mine = {*_OPTIONS, *_GUEST_OPTIONS[kind], *(_RETURN_OPTIONS if kind == "kretprobe" else ())}
-    for name in options:
-        if name not in known:
-            raise ProbeError(errno.EINVAL, f"unknown option --{name}")
-        if name not in mine:
-            raise ProbeError(errno.EOPNOTSUPP, f"--{name} is not available for this probe")
-    pid = options.get("pid")
-    if isinstance(pid, str) and not pid.isdecimal():
-        raise ProbeError(errno.EINVAL, "--pid takes a number")
-    if options.get("shadow") and options.get("trampoline"):
-        raise ProbeError(errno.EINVAL, "--shadow and --trampoline are two ways of the same")
-    return options
-
-
-def _maxactive(value: str | bool | int | None) -> int:
-    """The number that --maxactive gave, 0 without it."""
-    if value is None:
-        return 0
-    text = str(value)
-    if not text.isdecimal() or not 1 <= int(text) <= MAX_MAXACTIVE:
-        raise ProbeError(errno.EINVAL, f"--maxactive takes a number from 1 to {MAX_MAXACTIVE}")
-    return int(text)
-
-
-def _arm(value: str | bool | int) -> Arm:
-    match value:
-        case "auto" | "int3" | "hook":
-            return value
-    raise ProbeError(errno.EINVAL, "--arm takes auto, int3 or hook")

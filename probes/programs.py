@@ -123,6 +123,11 @@ class Programs(Protocol):
         """A number for the mapping that `address` lies in: two stacks in one mapping cannot be told apart."""
         ...
 
+    def file_at(self, address: int) -> tuple[ProgramFile | None, int] | None:
+        """The file, and the offset in it, that the current process has mapped at `address`. (None, 0) for memory
+        without a file, None where nothing is mapped."""
+        ...
+
     def user_stack(self) -> int | None:
         """The stack pointer with which the current thread has entered the kernel, where that is known."""
         ...

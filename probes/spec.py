@@ -30,6 +30,7 @@ UPROBES: Final = "uprobes"
 
 _SPACE: Final = re.compile(r"[ \t\n\v\f\r]+")  # isspace(), without what Python takes for a space
 _GROUP: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*\Z")
+_FUNCTION: Final = re.compile(r"[A-Za-z_.$]")  # how a symbol begins
 _DENTRY: Final = re.compile(r":%p([dD])\Z")
 _OTHER_SYSTEMS: Final = {
     "e": ("eprobes", "event probes (attached to another event)"),
@@ -105,15 +106,19 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class FilePlace:
-    """Where to probe a program: an offset into a file; `reference` is the offset of a counter to hold up, or 0."""
+    """Where to probe a program: an offset into a file, or from `symbol`; `reference` is the offset of a counter to hold
+    up, or 0."""
 
     path: str
     offset: int
     reference: int = 0
     word: int = 8
+    symbol: str | None = None
 
     def __str__(self) -> str:
         counter = f"(0x{self.reference:x})" if self.reference else ""
+        if self.symbol is not None:
+            return f"{self.path}:{self.symbol}" + (f"+{self.offset}" if self.offset else "") + counter
         return f"{self.path}:0x{self.offset:0{2 * self.word}x}{counter}"
 
 
@@ -198,9 +203,9 @@ def parse(line: str, scope: KernelScope, *, default_group: str = KPROBES) -> Pro
     return _KprobeParser(_definition(line, "SYMBOL[+OFFSET]|ADDRESS"), scope, default_group).parse()
 
 
-def parse_uprobe(line: str, scope: FileScope, *, default_group: str = UPROBES) -> UprobeSpec:
-    """A `p` or `r` line of uprobe_events; ProbeError."""
-    return _UprobeParser(_definition(line, "PATH:OFFSET"), scope, default_group).parse()
+def parse_uprobe(line: str, scope: FileScope, *, default_group: str = UPROBES, symbols: bool = False) -> UprobeSpec:
+    """A `p` or `r` line of uprobe_events; ProbeError. `symbols`: PATH:SYMBOL[+OFFSET] too, which Linux has not."""
+    return _UprobeParser(_definition(line, "PATH:OFFSET"), scope, default_group, symbols).parse()
 
 
 def parse_deletion(line: str) -> Deletion:
@@ -479,14 +484,16 @@ def _symbol(place: Place) -> str:
 
 
 class _UprobeParser(_Parser):
-    def __init__(self, words: list[str], scope: FileScope, default_group: str) -> None:
+    def __init__(self, words: list[str], scope: FileScope, default_group: str, symbols: bool) -> None:
         super().__init__(words, default_group)
         self._scope = scope
+        self._symbols = symbols
 
     def parse(self) -> UprobeSpec:
         head, text = self._words[0], self._words[1]
         path, colon, rest = text.rpartition(":")
-        if "/" not in text or not colon or not "0" <= rest[:1] <= "9":
+        named = self._symbols and _FUNCTION.match(rest) is not None
+        if "/" not in text or not colon or not ("0" <= rest[:1] <= "9" or named):
             raise ProbeError(errno.EINVAL, "a uprobe's place is PATH:OFFSET, with a / in it and a number behind the :")
         try:
             regular = self._scope.is_regular(path)
@@ -500,7 +507,10 @@ class _UprobeParser(_Parser):
         group, event = self._name(head[2:], 2) if head[1:2] == ":" else (self._default_group, "")
         if not event:
             stem = re.split(r"[.\-_]", path.rpartition("/")[2], maxsplit=1)[0]
-            event = f"p_{stem}_0x{place.offset:x}"[: MAX_NAME - 1]
+            event = f"p_{stem}_0x{place.offset:x}"
+            if place.symbol is not None:
+                event = re.sub(r"\W", "_", f"{head[0]}_{place.symbol}_{place.offset}", flags=re.ASCII)
+            event = event[: MAX_NAME - 1]
         known = Context(self._scope.convention, kernel=False, is_return=is_return)
         args = self._args(self._words[2:], known)
         return UprobeSpec(" ".join(self._words), is_return, group, event, place, args)
@@ -524,11 +534,16 @@ class _UprobeParser(_Parser):
         digits, percent, suffix = text.partition("%")
         if percent and suffix != "return":
             self._fail(1, start + len(digits), Refusal.BAD_ADDR_SUFFIX)
+        symbol = None
+        if not "0" <= digits[:1] <= "9":
+            symbol, plus, digits = digits.partition("+")
+            start += len(symbol) + len(plus)
+            digits = digits if plus else "0"
         try:
             offset = kstrtoul(digits, bits)
         except NumberError as error:
             self._fail(1, start, Refusal.BAD_UPROBE_OFFS, error.errno)
-        return FilePlace(path, offset, reference, self._scope.convention.word), bool(percent)
+        return FilePlace(path, offset, reference, self._scope.convention.word, symbol), bool(percent)
 
 
 def _auto_name(place: Place, is_return: bool) -> str:

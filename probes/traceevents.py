@@ -26,7 +26,7 @@ from probes.hist import Histogram
 from probes.hit import Hit, Variable, variables
 from probes.layout import Layout
 from probes.regs import Regs
-from probes.spec import KernelScope, ProbeSpec, parse
+from probes.spec import KernelScope, Spec, parse
 from probes.trace import Record, Stored, TraceRing
 from probes.unwind import Unwinder
 
@@ -157,7 +157,7 @@ class TraceEvent:
     Several probes may stand under one name; `arm` switches all of them. `filter_text` is what `cat filter` shows.
     """
 
-    def __init__(self, events: Events, spec: ProbeSpec, arm: Callable[[bool], None]) -> None:
+    def __init__(self, events: Events, spec: Spec, arm: Callable[[bool], None]) -> None:
         self.group = spec.group
         self.event = spec.event
         self.is_return = spec.is_return
@@ -258,7 +258,7 @@ class TraceEvent:
 
     # --------------------------------------------------------------------------------------------------------- hits
 
-    def taker(self, spec: ProbeSpec, context: FetchContext, limits: Limits) -> Taker:
+    def taker(self, spec: Spec, context: FetchContext, limits: Limits) -> Taker:
         """What a probe calls; the answer is None where `limits` exclude the hit."""
         fetchers = [_fetcher(arg, context) for arg in spec.args]
         clock, tasks = context.machine.clock, context.tasks
@@ -440,7 +440,7 @@ class Events:
     def __iter__(self) -> Iterator[TraceEvent]:
         return iter(list(self._by_name.values()))
 
-    def add(self, spec: ProbeSpec, arm: Callable[[bool], None]) -> TraceEvent:
+    def add(self, spec: Spec, arm: Callable[[bool], None]) -> TraceEvent:
         event = self._by_name[spec.name] = TraceEvent(self, spec, arm)
         return event
 

@@ -11,6 +11,7 @@ A path that leads nowhere yet, or to another file later, is looked up again at e
 
 from __future__ import annotations
 
+import difflib
 import errno
 from collections import Counter
 from collections.abc import Callable
@@ -23,13 +24,15 @@ from probes.arch import ProbeArch
 from probes.errors import ProbeError
 from probes.programs import Ended, Event, Exited, FileId, Forked, Mapped, ProgramFile, Programs, Region, Unmapped
 from probes.programsymbols import functions
-from probes.regs import Regs
+from probes.regs import PATH_MAX, Regs
 from probes.uretprobe import LEAVING, End, Ends, UserReturn, UserReturns
 
 Handler: TypeAlias = Callable[["Uprobe", Regs], object]
 RetHandler: TypeAlias = Callable[[UserReturn, Regs], object]
 Filter: TypeAlias = Callable[["Uprobe", Regs], object]
 
+_PIECE: Final = 4096  # read at a time of a string in a file
+_SHOWN: Final = 8  # addresses in a listing
 _REP: Final = frozenset((0xF2, 0xF3))
 
 
@@ -130,6 +133,7 @@ class Uprobes:
             raise ProbeError(errno.EINVAL, "an offset is not negative")
         file = self._programs.open(probe.path)
         if file is not None and self._offset(probe, file, strict=True) is None:
+            self._check_absence(probe, file)
             file = None
         if self._unwatch is None:
             self._unwatch = self._programs.watch(self._tell)
@@ -170,6 +174,37 @@ class Uprobes:
     def open(self, path: str) -> ProgramFile | None:
         """What the guest has under that path now."""
         return self._programs.open(path)
+
+    def absent_text(self, address: int) -> str | None:
+        """The string at an address of the running program whose page is not present; None where none can come."""
+        found = self._programs.file_at(address)
+        if found is None:
+            return None
+        file, offset = found
+        try:
+            if file is None:
+                raise MemoryFault(address)
+            text = bytearray()
+            while len(text) < PATH_MAX and b"\0" not in text:
+                piece = file.read(offset + len(text), _PIECE - (offset + len(text)) % _PIECE)
+                text += piece or b"\0"
+        except MemoryFault:
+            return "(not present)"
+        return bytes(text[:PATH_MAX]).partition(b"\0")[0].decode("utf-8", "backslashreplace")
+
+    def info(self, probe: Uprobe) -> list[str]:
+        """Where it stands now and what became of what it follows."""
+        armed = self.addresses(probe)
+        lines = [
+            f"offset {place.offset:#x} of device {place.file.device:#x} inode {place.file.inode}"
+            for place in probe.places
+        ]
+        shown = ", ".join(f"{address:#x} in space {space:#x}" for space, address in armed[:_SHOWN])
+        more = f" and {len(armed) - _SHOWN} more" if len(armed) > _SHOWN else ""
+        lines.append(f"in translated code at {shown}{more}" if armed else "mapped nowhere")
+        if probe.ret_handler is not None:
+            lines.append(f"by shadow: {probe.ends}")
+        return lines + [f"note: {note}" for note in probe.notes]
 
     def addresses(self, probe: Uprobe) -> list[tuple[int, int]]:
         """(address space, address) of every mapping it is armed in."""
@@ -218,6 +253,16 @@ class Uprobes:
                 raise ProbeError(errno.EINVAL, f"{probe.path} has {file.size:#x} bytes, so none at {offset:#x}")
             return None
         return offset
+
+    def _check_absence(self, probe: Uprobe, file: ProgramFile) -> None:
+        """ProbeError ENOENT where the whole file is in memory, and so all of its symbols were seen."""
+        try:
+            file.read(0, file.size)
+        except MemoryFault:
+            return
+        near = difflib.get_close_matches(probe.symbol or "", self._names(file), n=3)
+        hint = f"did you mean {', '.join(near)}?" if near else None
+        raise ProbeError(errno.ENOENT, f"{probe.path} has no function {probe.symbol}", hint=hint)
 
     def _names(self, file: ProgramFile) -> dict[str, int]:
         known = self._symbols.get(file.id)

@@ -113,6 +113,7 @@ class UserReturn:
     ret_addr: int
     slot: int
     at: int  # instruction count of the entry
+    at_ns: int  # its time
     word: int
     end: End | None = None
     left: End | None = None  # how it seems to have been left
@@ -152,7 +153,7 @@ class UserReturns:
             return
         now = self._machine.clock.instructions
         self._adopt(space, thread)
-        call = UserReturn(probe, offset, thread, space, regs.ip, ret_addr, slot, now, word)
+        call = UserReturn(probe, offset, thread, space, regs.ip, ret_addr, slot, now, self._machine.clock.now_ns, word)
         self._look_back(call)
         self._live.setdefault(thread, []).append(call)
         self._watch(call)
@@ -293,6 +294,7 @@ class UserReturns:
                     call.ret_addr,
                     call.slot,
                     call.at,
+                    call.at_ns,
                     call.word,
                     left=call.left,
                 )

@@ -156,6 +156,21 @@ class LinuxPrograms:
             vma = vma_find(self._linux.current().mm, address)
             return int(vma.vm_start.value_()) if vma else 0
 
+    def file_at(self, address: int) -> tuple[ProgramFile | None, int] | None:
+        try:
+            with self._linux.asking("the mapping is"):
+                mm = self._linux.current().mm.read_()
+                vma = vma_find(mm, address) if mm else None
+                if not vma:
+                    return None
+                file = vma.vm_file.read_()
+                if not file:
+                    return None, 0
+                offset = address - vma.vm_start.value_() + (vma.vm_pgoff.value_() << 12)
+                return LinuxFile(self._linux, file.f_inode.read_()), offset
+        except NotAvailable:
+            return None
+
     def user_stack(self) -> int | None:
         """task_pt_regs(current)->sp: what entry code has pushed at the top of the kernel stack. amd64 only: where i386
         begins depends on its configuration."""

@@ -114,7 +114,7 @@ def test_option_without_its_value_is_refused(monitor: Monitor):
 
 def test_unknown_command_suggests_the_nearest(monitor: Monitor):
     """One line, with a way on."""
-    known = "kprobe, jprobe, kretprobe"
+    known = "kprobe, uprobe, jprobe"
     assert refusal(monitor, "kprob list") == f"unknown command 'kprob'; did you mean {known}? (try `help`)"
 
 

@@ -1,0 +1,67 @@
+"""Events of uprobes: a definition of uprobe_events becomes a `Uprobe` whose hits an event takes.
+
+Rules: as `traceevents`; knows files only by what the definition says and the probe finds out.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from dataclasses import replace
+
+from emu.iface import Cpu
+from probes.arch import Convention
+from probes.errors import ProbeError
+from probes.eventoptions import Options, limits
+from probes.fetch import EntryValues, FetchContext
+from probes.regs import Regs
+from probes.spec import UprobeSpec
+from probes.traceevents import TraceEvent
+from probes.uprobe import Uprobe
+from probes.uretprobe import UserReturn
+
+
+class ProgramScope:
+    """Implements spec.FileScope. A file that is not there yet may be a regular one when it comes."""
+
+    def __init__(self, convention: Convention) -> None:
+        self.convention = convention
+
+    def is_regular(self, path: str) -> bool:
+        return True
+
+
+def make_uprobe(
+    event: TraceEvent, spec: UprobeSpec, context: FetchContext, absent: Callable[[int], str | None], options: Options
+) -> Uprobe:
+    """The probe of a definition. `absent` gives a string of a program that is not in memory now; None: no memory."""
+    if options.get("arm", "auto") == "int3":
+        raise ProbeError(errno.EOPNOTSUPP, "--arm int3 is not available for uprobes: nothing in memory is changed")
+    if spec.place.reference:
+        raise ProbeError(errno.EOPNOTSUPP, "a reference counter is not available: the program's memory is not changed")
+    base = 0
+
+    def file_base(cpu: Cpu) -> int:
+        return base
+
+    own = replace(context, ip_offset=0, entry=EntryValues(), file_base=file_base, absent=absent)
+    take = event.taker(spec, own, limits(options))
+
+    def handler(up: Uprobe, regs: Regs) -> None:
+        nonlocal base
+        base = regs.ip - up.places[0].offset
+        take(regs, regs.ip)
+
+    def ret_handler(call: UserReturn, regs: Regs) -> None:
+        nonlocal base
+        base = call.function - call.offset
+        take(regs, call.function, call.ret_addr, call.at_ns)
+
+    place = spec.place
+    return Uprobe(
+        place.path,
+        place.symbol if place.symbol is not None else place.offset,
+        handler if not spec.is_return else None,
+        ret_handler if spec.is_return else None,
+        offset=place.offset if place.symbol is not None else 0,
+    )
