@@ -17,17 +17,19 @@ from typing import assert_never
 from emu.boot import IMAGE_MEMORY, KERNEL_MEMORY, GuestMachine, boot, boot_embedded, load, restore
 from emu.iface import MachineError
 from emu.images.cache import quiet
-from emu.images.fetch import FetchError, fetch
+from emu.images.fetch import FetchError, debug_image, fetch
 from gdbstub import options
 from gdbstub.address import AddressError
 from gdbstub.check import check, symbols
 from gdbstub.client import ClientError, run_monitor_command
-from gdbstub.commands import Boot, Check, Command, Demo, Fetch, Load, MonitorCommand, Replay, Report, Symbols
+from gdbstub.commands import Boot, Check, Command, Demo, DrgnShell, Fetch, Load, MonitorCommand, Replay, Report, Symbols
 from gdbstub.outcome import DEFECT, NOT_REACHED, SUCCESS, USAGE, UsageError
 from gdbstub.program import run_program, run_replay
 from gdbstub.recording import RecordError, read_record
 from gdbstub.reporting import report
 from gdbstub.terminal import say
+from probes.errors import ProbeError
+from probes.linux import linux_of
 
 EMBEDDED = {"embedded": 64, "embedded32": 32}
 EMBEDDED_WORK = "calls=10 opens=100 faults=2"
@@ -62,6 +64,8 @@ def _carry_out(command: Command) -> int:
             return outcome.status
         case Fetch():
             return _fetch(command)
+        case DrgnShell(snapshot):
+            return _shell(restore(snapshot, say))
         case MonitorCommand(address, text):
             return SUCCESS if run_monitor_command(address, text, _print) else NOT_REACHED
         case Check():
@@ -126,10 +130,25 @@ def _replay(file: Path) -> int:
 
 def _fetch(command: Fetch) -> int:
     fetched = fetch(command.architecture, command.package, progress=say)
+    if command.debug:
+        from probes.linux.generate import make_profile
+
+        with debug_image(command.architecture, fetched, progress=say) as (image, release):
+            say(f"the kernel's types: {make_profile(image, release)}")
     if command.show:
         _print(f"{fetched.kernel}\n{fetched.initramfs}\n")
     else:
         say(f"{fetched.package} {fetched.version}: {fetched.kernel}")
+    return SUCCESS
+
+
+def _shell(machine: GuestMachine) -> int:
+    from probes.linux.shell import interact  # it changes readline's settings, which only a shell may
+
+    try:
+        interact(linux_of(machine))
+    except ProbeError as error:
+        raise UsageError(error.reason) from error
     return SUCCESS
 
 

@@ -93,11 +93,19 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """A kernel and BusyBox into the cache; `show` prints where they are."""
+    """A kernel and BusyBox into the cache; `show` prints where they are, `debug` makes its type profile."""
 
     architecture: str = "amd64"
     package: str | None = None
     show: bool = False
+    debug: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DrgnShell:
+    """drgn's own shell on the kernel in a snapshot."""
+
+    snapshot: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,4 +156,4 @@ class Demo:
     """The guided main job, which takes no options."""
 
 
-Command: TypeAlias = Boot | Load | Fetch | MonitorCommand | Check | Symbols | Report | Replay | Demo
+Command: TypeAlias = Boot | Load | Fetch | MonitorCommand | Check | Symbols | DrgnShell | Report | Replay | Demo

@@ -19,6 +19,7 @@ from gdbstub.commands import (
     Check,
     Command,
     Demo,
+    DrgnShell,
     Fetch,
     Load,
     MonitorCommand,
@@ -27,6 +28,7 @@ from gdbstub.commands import (
     RunOptions,
     Symbols,
 )
+from gdbstub.examples import EXAMPLES
 from gdbstub.values import (
     LOG_TOPICS,
     added,
@@ -53,65 +55,6 @@ exit status:
   4  our own defect, with a report to send
 """
 
-_EXAMPLES = {
-    "boot": """\
-examples:
-  gdbstub boot
-      Debian's kernel and a shell on this terminal; in another one: gdb -ex 'target remote :1234'
-  gdbstub boot i386 --wait --console none
-      stopped at the first instruction until gdb has come, for `break start_kernel`
-  gdbstub boot --probe 'p:open do_sys_openat2 file=+0($arg2):string' --trace - --exec 'cat /proc/version'
-      a probe, a command for the guest's shell, the trace as text
-  gdbstub boot --console none --no-listen --until '^/ # ' --snapshot shell.snap
-  gdbstub boot --restore shell.snap --exec 'ls /'
-      boot once, go on from the prompt in less than a second
-""",
-    "load": """\
-examples:
-  gdbstub load embedded --wait
-      our own small kernel, stopped at its first instruction until gdb has come
-  gdbstub load kernel.elf --no-listen --until 'tests passed' --budget 2G --log int
-      an ELF or multiboot kernel, unattended: 0 if the text came, 1 if not
-  gdbstub load boot.bin --base 0x7c00 --bits 16 --log int,io --log-file boot.log
-      a flat binary in real mode, with interrupts and port accesses in a log
-""",
-    "fetch": """\
-examples:
-  gdbstub fetch i386
-  gdbstub fetch amd64 --package 'linux-image-6.12*-cloud-amd64-unsigned' --print
-""",
-    "monitor": """\
-examples:
-  gdbstub monitor :1234 help
-  gdbstub monitor :1234 kprobe add 'p:open do_sys_openat2 file=+0($arg2):string'
-  gdbstub monitor :1234 trace 20
-""",
-    "check": """\
-examples:
-  gdbstub check probes.txt
-      every line as the kernel would take it, one after the other
-  echo 'p vfs_read file->f_flagz' | gdbstub check - --kernel 'linux-image-6.12*-cloud-amd64-unsigned' --json
-""",
-    "symbols": """\
-examples:
-  gdbstub symbols 'vfs_*'
-  gdbstub symbols ./vmlinuz do_sys_openat2
-""",
-    "report": """\
-examples:
-  gdbstub report opens.jsonl --flame opens.svg
-""",
-    "replay": """\
-examples:
-  gdbstub boot --restore shell.snap --log-rsp session.jsonl
-  gdbstub replay session.jsonl
-      0 if everything happens again, instruction for instruction, 1 with the first difference
-""",
-    "demo": """\
-examples:
-  gdbstub demo
-""",
-}
 
 _KERNEL_HELP = "a bzImage or vmlinux file, amd64 or i386, or a Debian package linux-image-... (default: amd64)"
 
@@ -144,6 +87,7 @@ def parser() -> argparse.ArgumentParser:
     fetch = _sub(commands, "fetch", "a kernel and BusyBox from Debian's packages into the cache, as any user")
     fetch.add_argument("arch", nargs="?", choices=("amd64", "i386"), default="amd64", help="default: %(default)s")
     fetch.add_argument("--package", metavar="NAME", help="this package, or the newest that a pattern matches")
+    fetch.add_argument("--debug", action="store_true", help="also learn its types from its debug package (800 MB)")
     fetch.add_argument("--print", dest="show", action="store_true", help="print the files' paths, one a line")
     symbols = _sub(commands, "symbols", "what can be probed in a kernel: its symbols by glob, with prototypes")
     symbols.add_argument("kernel", metavar="KERNEL", nargs="?", default="amd64", help=_KERNEL_HELP)
@@ -156,6 +100,8 @@ def parser() -> argparse.ArgumentParser:
     monitor = _sub(commands, "monitor", "a monitor command without gdb; the guest runs on")
     monitor.add_argument("address", metavar="HOST:PORT", type=address, help="where a stub listens; unix:PATH too")
     monitor.add_argument("words", metavar="COMMAND", nargs=argparse.REMAINDER, help="default: help")
+    shell = _sub(commands, "drgn", "a drgn shell on the kernel in a snapshot")
+    shell.add_argument("snapshot", metavar="SNAPSHOT", type=Path, help="what --snapshot saved")
     replay = _sub(commands, "replay", "run a recorded session again and show the first difference")
     replay.add_argument(
         "file", metavar="FILE", type=Path, help="what --log-rsp wrote; its machine is made as it was then"
@@ -168,7 +114,7 @@ def _sub(commands: _Commands, name: str, text: str) -> _Parser:
         name,
         help=text,
         description=text[0].upper() + text[1:] + ".",
-        epilog=f"{_EXAMPLES[name]}\n{EXIT_STATUS}",
+        epilog=f"{EXAMPLES[name]}\n{EXIT_STATUS}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -364,7 +310,9 @@ def parse(arguments: Sequence[str] | None = None) -> Command:
         case "load":
             return _load(given)
         case "fetch":
-            return Fetch(given.arch, given.package, given.show)
+            return Fetch(given.arch, given.package, given.show, given.debug)
+        case "drgn":
+            return DrgnShell(given.snapshot)
         case "check":
             file = None if given.file == "-" else Path(given.file)
             return Check(file, given.kernel, given.kind, given.sysroot, given.each, given.json)

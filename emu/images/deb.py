@@ -49,7 +49,7 @@ _COMPRESSIONS: dict[str, _Wrap] = {
 }
 
 
-def extract(package: Path, wanted: Callable[[str], bool]) -> bytes:
+def extract(package: Path, wanted: Callable[[str], bool], limit: int = _MEMBER_LIMIT) -> bytes:
     """The first regular file of the package whose path, without a leading `./`, satisfies `wanted`. ImageError."""
     name = str(package)
     try:
@@ -59,7 +59,7 @@ def extract(package: Path, wanted: Callable[[str], bool]) -> bytes:
             with wrap(stream) as data, tarfile.open(fileobj=data, mode="r|") as archive:
                 for member in archive:
                     if member.isreg() and wanted(member.name.removeprefix("./")):
-                        return _contents(name, archive, member)
+                        return _contents(name, archive, member, limit)
     except _BROKEN as error:
         raise ImageError(name, f"not a readable Debian package ({error})") from error
     raise ImageError(name, "the package does not have the file that was looked for")
@@ -83,9 +83,9 @@ def _find_data(name: str, stream: IO[bytes]) -> _Wrap:
         stream.seek(size + size % 2, io.SEEK_CUR)
 
 
-def _contents(name: str, archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+def _contents(name: str, archive: tarfile.TarFile, member: tarfile.TarInfo, limit: int) -> bytes:
     stream = archive.extractfile(member)
-    data = b"" if stream is None else stream.read(_MEMBER_LIMIT + 1)
-    if len(data) > _MEMBER_LIMIT:
+    data = b"" if stream is None else stream.read(limit + 1)
+    if len(data) > limit:
         raise ImageError(name, f"{member.name} is larger than any kernel")
     return data

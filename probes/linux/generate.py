@@ -13,7 +13,9 @@ from typing import Final
 import drgn
 
 from emu.iface import ImageError
+from emu.images.cache import write_atomic
 from emu.images.elf import ElfFile
+from probes.linux.profile import user_profiles
 
 STRUCTURES: Final = {
     # tasks
@@ -130,6 +132,14 @@ def generate(path: Path, release: str) -> tuple[str, str]:
     bits = 64 if program.type("void *").size == 8 else 32
     lines = [f"kernel {release} {bits} {build_id.hex()}", *writer.integers(), *body]
     return build_id.hex(), _HEAD + "\n".join(lines) + "\n"
+
+
+def make_profile(path: Path, release: str) -> Path:
+    """Put the profile of the debug image at `path` where find_profile() looks for a user's. -> the file."""
+    build_id, text = generate(path, release)
+    kept = user_profiles() / f"{build_id}.txt"
+    write_atomic(kept, text.encode("ascii"))
+    return kept
 
 
 class _Writer:

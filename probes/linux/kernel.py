@@ -100,7 +100,10 @@ def kernel_types(machine: Machine) -> KernelTypes | str:
         if not data:
             profile = find_profile(guest.build_id)
             if profile is None:
-                return f"the kernel has no type information of its own (BTF), and there is no profile of {release[1]}"
+                return (
+                    f"the kernel has no type information of its own (BTF), and there is no profile of {release[1]}: "
+                    "`gdbstub fetch --debug` makes one of a Debian kernel"
+                )
             data, known = profile.btf, profile.variables
         btf = parse_btf(data, guest.bits // 8)
     except (BtfError, ProfileError) as error:

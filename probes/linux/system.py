@@ -74,6 +74,10 @@ class Linux:
                 raise NotAvailable(what, "the kernel has not set up its page tables yet")
             yield self.program
 
+    def unbounded(self) -> None:
+        """From here on `program` may be read without end: for a person, who can interrupt."""
+        self._memory.bounded = False
+
     def object(self, type_name: str, address: int) -> Object:
         """A pointer, say "struct file *", with that value."""
         return Object(self.program, type_name, address)

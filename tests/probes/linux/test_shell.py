@@ -1,0 +1,35 @@
+"""`gdbstub drgn SNAPSHOT`: drgn's shell on the guest's kernel."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from emu.boot import boot_embedded
+from tests.support.kernels import at_prompt
+
+
+def drgn_shell(snapshot: Path, typed: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "gdbstub", "drgn", str(snapshot)]
+    return subprocess.run(command, input=typed, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_shell_has_the_kernel_and_drgns_helpers(tmp_path: Path) -> None:
+    """On i386, whose types are a profile's: a variable, a helper of drgn's, and a question of ours."""
+    at_prompt("i386").save(tmp_path / "snapshot")
+    typed = "print(prog['init_task'].comm.string_())\nprint(find_task(1).comm)\nprint(linux.current().comm)\n"
+    done = drgn_shell(tmp_path / "snapshot", typed)
+    assert done.returncode == 0, done.stderr
+    assert "b'swapper/0'" in done.stdout
+    assert '(char [16])"init"' in done.stdout
+    assert '(char [16])"sh"' in done.stdout
+
+
+def test_a_snapshot_of_no_linux_is_refused_in_one_line(tmp_path: Path) -> None:
+    boot_embedded().snapshot().save(tmp_path / "snapshot")
+    done = drgn_shell(tmp_path / "snapshot", "")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        "gdbstub: the guest's operating system is not available because the guest is no Linux"
+    )
