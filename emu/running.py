@@ -87,8 +87,9 @@ class RunLoop(Events):
         self.breaks = CodeBreaks(self.ram, self.cpu, self.engine)
         self.window = SlotWindow(self.ram, self.cpu, self.engine, walks, self.shortcuts)
         self._vex = VexGuard(self.cpu, self.engine, self.text, Watcher(lambda: None))
-        self.watched = WatchedMemory(self.ram, self.cpu, self.engine, self.text, Watcher(self._before_control_write))
-        self.traps.on_access = self.watched.accessed
+        self.watched = WatchedMemory(
+            self.ram, self.cpu, self.engine, self.text, self.traps, Watcher(self._before_control_write)
+        )
         self.words = SubstitutedWords(self.ram, walks)
         self.memory = GuestMemory(self.ram, self.cpu, self.engine, walks, self.text, self.words)
         self.registers = GuestRegisters(self.cpu, self.engine, self.traps, self._leave_halt)

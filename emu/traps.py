@@ -105,6 +105,7 @@ class Traps:
     def __init__(self, cpu: CpuState, ram: Ram, walks: Walks) -> None:
         self.cpu = cpu
         self.ram = ram
+        self._ram_size = len(ram.map)
         self._walks = walks
         self.switched_tables = False  # a task switch loaded CR3: the machine has the engine forget its page walks
         self.on_access: Callable[[int, int, bool], None] | None = None  # (vaddr, size, write) of each data access
@@ -183,7 +184,11 @@ class Traps:
 
     def _load(self, vaddr: int, size: int) -> bytes:
         """`read`, as a data access that watchpoints see."""
-        data = self.read(vaddr, size)
+        paddr = self._physical(vaddr, False, False)
+        if (vaddr & 0xFFF) + size <= 0x1000 and paddr + size <= self._ram_size:
+            data = self.ram.map[paddr : paddr + size]
+        else:
+            data = self.read(vaddr, size)
         if self.on_access is not None:
             self.on_access(vaddr, size, False)
         return data

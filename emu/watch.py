@@ -25,6 +25,7 @@ from emu.insn import spans
 from emu.paging import CR4_PAE, EFER_LMA, Tables, entry_addresses, walk
 from emu.ram import PAGE, Ram
 from emu.text import ArmedText
+from emu.traps import Traps
 
 MAX_SIZE = 256 << 20
 """Bytes of one watchpoint: one walk for each of their pages is made whenever tables change."""
@@ -56,11 +57,12 @@ class _Span(NamedTuple):
 class WatchedMemory:
     """The watchpoints of one machine. `owner` is what the PC hooks on control register writes belong to."""
 
-    def __init__(self, ram: Ram, cpu: CpuState, engine: Engine, text: ArmedText, owner: object) -> None:
+    def __init__(self, ram: Ram, cpu: CpuState, engine: Engine, text: ArmedText, traps: Traps, owner: object) -> None:
         self._ram = ram
         self._cpu = cpu
         self._engine = engine
         self._text = text
+        self._traps = traps
         self._owner = owner
         self.hit: Hit | None = None
         self.muted = False  # a call of ours into the guest is under way
@@ -80,16 +82,20 @@ class WatchedMemory:
         if not 1 <= size <= MAX_SIZE:
             raise MachineError(f"a watchpoint has 1 to {MAX_SIZE} bytes, not {size}")
         self._watches[kind, vaddr, size] = None
-        self._stale = True
+        self._changed()
 
     def remove(self, kind: WatchKind, vaddr: int, size: int) -> None:
         """No error where there is none."""
         self._watches.pop((kind, vaddr, size), None)
-        self._stale = True
+        self._changed()
 
     def clear(self) -> None:
         self._watches.clear()
+        self._changed()
+
+    def _changed(self) -> None:
         self._stale = True
+        self._traps.on_access = self._accessed if self._watches else None  # without any, deliveries are not held up
 
     def forget(self) -> None:
         """The instruction that made the access has not happened: it faulted, or the machine is another moment's."""
@@ -133,12 +139,12 @@ class WatchedMemory:
             self._places[vaddr] = None
         return bool(found)
 
-    def accessed(self, vaddr: int, size: int, write: bool) -> None:
+    # -------------------------------------------------------------------------------------------------------- internals
+
+    def _accessed(self, vaddr: int, size: int, write: bool) -> None:
         """The processor's own access, made by us: of descriptors, gates and stacks while an interrupt is delivered."""
         for watch in self._watches:
             self._judge(watch, vaddr, size, write)
-
-    # -------------------------------------------------------------------------------------------------------- internals
 
     def _entries_changed(self) -> bool:
         return any(self._entry(at) != value for at, value in self._entries.items())
