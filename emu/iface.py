@@ -206,6 +206,10 @@ class Memory(Protocol):
         """Bytes of RAM, from physical address 0 on."""
         ...
 
+    def region(self, vaddr: int) -> tuple[int, int, str]:
+        """(start, bytes, rights) of the range of equal mapping around `vaddr`; rights of "rwx", empty for a hole."""
+        ...
+
     def read(self, vaddr: int, size: int) -> bytes:
         """`size` bytes; MemoryFault names the first address that has none."""
         ...

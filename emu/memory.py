@@ -6,15 +6,18 @@ could not (supervisor pages from ring 3, read-only pages), but never what is not
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Protocol
 
 from emu.cpustate import CpuState
 from emu.engine import Engine
 from emu.iface import MemoryFault
-from emu.paging import Page, walk
+from emu.paging import Page, mappings, walk
 from emu.ram import PAGE, Ram
 from emu.walks import Walks
+
+_MAX_PAGES = 1 << 20
 
 
 class Layer(Protocol):
@@ -39,6 +42,28 @@ class GuestMemory:
     def size(self) -> int:
         """Bytes of RAM."""
         return self._ram.size
+
+    def region(self, vaddr: int) -> tuple[int, int, str]:
+        """See iface.Memory. Of hostile tables no more than _MAX_PAGES are looked at."""
+        tables = self._cpu.tables()
+        top = 1 << (64 if self._cpu.long_mode else 32)
+        if not tables.paged:
+            size = self._ram.size
+            return (0, size, "rwx") if vaddr < size else (size, top - size, "")
+        start = end = 0
+        rights = ""
+        for at, page in itertools.islice(mappings(self._ram, tables), _MAX_PAGES):
+            at &= top - 1
+            now = "r" + "w" * page.writable + "x" * page.executable
+            if at == end and now == rights:
+                end += page.size
+                continue
+            if start <= vaddr < end:
+                break
+            if vaddr < at:
+                return end, at - end, ""
+            start, end, rights = at, at + page.size, now
+        return (start, end - start, rights) if start <= vaddr < end else (end, top - end, "")
 
     def translate(self, vaddr: int, root: int | None = None) -> int | None:
         """The physical address `vaddr` maps to; None where it maps to nothing or not to guest RAM.

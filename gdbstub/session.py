@@ -21,6 +21,7 @@ from gdbstub.agent import Agent, StateVariables
 from gdbstub.breakpackets import BreakPackets
 from gdbstub.filepackets import FilePackets
 from gdbstub.files import FileError, FileTree
+from gdbstub.lldbpackets import LldbPackets
 from gdbstub.monitor import Answer, Monitor
 from gdbstub.packets import PacketError, PacketTable, packet, pair, unhex
 from gdbstub.rsp import MAX_PACKET, fit
@@ -35,7 +36,7 @@ MONITOR_STATUS: Final = "monitor-status+"
 MAX_WAITING_LINES: Final = 4096  # of output that the client does not keep up with; the oldest go first
 
 
-class Session(RunPackets, TargetPackets, BreakPackets, FilePackets, TracePackets):
+class Session(RunPackets, TargetPackets, BreakPackets, FilePackets, TracePackets, LldbPackets):
     """The state of one connection, whether it has become the debugger or only asks monitor commands.
 
     `wake` is called, in the machine's thread, when `take_output` has something. `files`, `monitor` and `tracing` are
@@ -61,6 +62,7 @@ class Session(RunPackets, TargetPackets, BreakPackets, FilePackets, TracePackets
         RunPackets.__init__(self, restart)
         FilePackets.__init__(self, files)
         TracePackets.__init__(self, tracing)
+        LldbPackets.__init__(self)
         self.attached = False
         self.rival: str | None = None
         """Who is debugging the machine already, as seen when this client came."""
@@ -79,7 +81,7 @@ class Session(RunPackets, TargetPackets, BreakPackets, FilePackets, TracePackets
 
     def needs_target(self, payload: bytes) -> bool:
         """Whether the guest must stand still, and this client be the debugger, for `payload` to be answered."""
-        found = _TABLE.find(self, payload)
+        found = _TABLE.find(self, self._plain(payload))
         if found is None or found[0].declaration.anytime:
             return False
         return self._wants_target(found[0].declaration.name)
@@ -90,7 +92,7 @@ class Session(RunPackets, TargetPackets, BreakPackets, FilePackets, TracePackets
 
     def handle(self, payload: bytes) -> Action:
         """What to do about a packet. Never raises for anything a client may send."""
-        found = _TABLE.find(self, payload)
+        found = _TABLE.find(self, self._plain(payload))
         if found is None:
             return Send((b"",))
         entry, rest = found

@@ -65,6 +65,10 @@ class FakeMemory:
         """A page at `address` that begins with `data`."""
         self.pages[address // PAGE] = bytearray(data.ljust(PAGE, b"\0"))
 
+    def region(self, vaddr: int) -> tuple[int, int, str]:
+        page = vaddr // PAGE * PAGE
+        return page, PAGE, "rwx" if page // PAGE in self.pages else ""
+
     def read(self, vaddr: int, size: int) -> bytes:
         return bytes(self._byte(vaddr + index, "read") for index in range(size))
 
