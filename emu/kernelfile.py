@@ -6,7 +6,6 @@ Rules: any thread; `emu.images`, `emu.symbols` and `emu.iface` only. For whoever
 from __future__ import annotations
 
 import bisect
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,12 +52,6 @@ class KernelFile:
     memory: LinkedMemory
     fetched: Fetched | None
     elf: ElfFile
-
-    @property
-    def release(self) -> tuple[int, int]:
-        """(6, 12) for Linux 6.12.117; (0, 0) where the banner does not say."""
-        found = re.match(r"Linux version (\d+)\.(\d+)", self.banner)
-        return (int(found[1]), int(found[2])) if found else (0, 0)
 
     def btf(self) -> bytes:
         """The .BTF section; empty where there is none."""

@@ -19,9 +19,8 @@ from gdbstub.outcome import NOT_REACHED, SUCCESS, UsageError
 from probes.arch.x86 import convention_for
 from probes.discovery import find_symbols
 from probes.judge import Judge, Verdict
-from probes.scope import GuestScope
+from probes.scope import NAMES_SINCE, GuestScope, release_of
 
-_NAMES_SINCE = (6, 5)
 Write = Callable[[str], object]
 
 
@@ -49,7 +48,7 @@ def check(command: Check, write: Write, progress: Progress) -> int:
 
 def scope_of(kernel: KernelFile) -> GuestScope:
     """What definitions of that kernel know."""
-    return GuestScope(kernel, convention_for(kernel.bits), kernel.btf, names=kernel.release >= _NAMES_SINCE)
+    return GuestScope(kernel, convention_for(kernel.bits), kernel.btf, names=release_of(kernel.banner) >= NAMES_SINCE)
 
 
 def symbols(command: Symbols, write: Write, progress: Progress) -> int:

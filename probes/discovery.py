@@ -14,9 +14,10 @@ from typing import Final
 from emu.iface import Symbol
 from probes.btf import Btf, BtfError, Kind
 from probes.errors import ProbeError
+from probes.limits import is_notrace
 from probes.lookup import did_you_mean
 from probes.scope import KernelText
-from probes.spec import split
+from probes.spec import KernelScope, parse, split
 
 MAX_SPREAD: Final = 500
 _CODE: Final = "TtWw"
@@ -75,6 +76,19 @@ def spread(text: KernelText, definition: str) -> list[str]:
     if len(names) > MAX_SPREAD:
         raise ProbeError(errno.E2BIG, f"{place[1]!r} matches {len(names)} functions, at most {MAX_SPREAD} at a time")
     return [" ".join([words[0], f"{name}{place[2]}", *words[2:]]) for name in names]
+
+
+def linux_says(text: KernelText, older: KernelScope | None, definition: str, address: int) -> tuple[str, ...]:
+    """Why the guest's own kprobe_events would not take a definition that we have; `older` is its smaller language."""
+    notes = []
+    if is_notrace(text, address):
+        notes.append("Linux's kprobe_events would refuse: EINVAL, ftrace does not trace this function (notrace)")
+    if older is not None:
+        try:
+            parse(definition, older)
+        except ProbeError as error:
+            notes.append(f"Linux before 6.5, as here, would refuse: {error.name}, {error.reason}")
+    return tuple(notes)
 
 
 def prototype(types: Btf, name: str) -> str | None:

@@ -12,7 +12,7 @@ from typing import Protocol, TypeAlias, assert_never
 
 from emu.iface import Cpu, Machine, MemoryFault
 from probes.arch import Convention
-from probes.expr import (
+from probes.fetchargs import (
     Argument,
     Comm,
     Deref,

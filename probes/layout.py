@@ -15,8 +15,8 @@ from typing import Final
 
 import construct
 
-from probes.expr import FetchArg
 from probes.fetch import Scalar, Value
+from probes.fetchargs import FetchArg
 from probes.fetchtypes import FetchType
 
 COMMON: Final = (("common_type", 2, False), ("common_flags", 1, False), ("common_preempt_count", 1, False))

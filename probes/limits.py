@@ -29,7 +29,7 @@ _CALL_SITE: Final = "<ii"  # struct static_call_site
 _BUG_ENTRY: Final = "<iihh"  # struct bug_entry with CONFIG_DEBUG_BUGVERBOSE: the address is relative to the field
 _SHORT: Final = (b"\xeb", b"\x66")
 _LONG_SIZE: Final = 5
-_FTRACE_NOP: Final = b"\x0f\x1f\x44\x00\x00"
+_FTRACE_NOPS: Final = (bytes.fromhex("0f1f440000"), bytes.fromhex("3e8d742600"))  # x86_nops[5] of amd64 and i386
 _CALL: Final = 0xE8
 
 
@@ -191,7 +191,7 @@ def is_notrace(text: KernelText, address: int) -> bool:
         code = text.memory.read(start + (ENDBR_SIZE if starts_with_endbr(text, start) else 0), _LONG_SIZE)
     except MemoryFault:
         return False
-    return code != _FTRACE_NOP and code[0] != _CALL
+    return code not in _FTRACE_NOPS and code[0] != _CALL
 
 
 def _merged(ranges: Iterable[Range]) -> list[Range]:

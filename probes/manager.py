@@ -16,7 +16,7 @@ from emu.iface import Guest, Machine
 from probes.arch.x86 import X86Arch
 from probes.btf import Btf
 from probes.core import Arm, Kprobe, Kprobes
-from probes.discovery import spread
+from probes.discovery import linux_says, spread
 from probes.embedded import embedded_programs
 from probes.errors import ProbeError
 from probes.eventoptions import KINDS, Options, checked, maxactive
@@ -27,7 +27,6 @@ from probes.fetch import EntryValues, FetchContext, TaskInfo, compile_entry
 from probes.guest import GuestHandlers
 from probes.jprobe import Jprobe, Jprobes
 from probes.kretprobe import MAX_DATA_SIZE, Kretprobe, Kretprobes, ReturnInstance
-from probes.limits import is_notrace
 from probes.linux import Linux, linux_of
 from probes.linux.kernel import kernel_types
 from probes.linux.modulewatch import ModuleWatch
@@ -39,7 +38,7 @@ from probes.programs import Programs
 from probes.refusals import Refusal
 from probes.regs import Regs
 from probes.room import Room
-from probes.scope import GuestScope, entry_shift
+from probes.scope import GuestScope, entry_shift, older_scope
 from probes.spec import Deletion, ProbeSpec, Spec, UprobeSpec, parse, parse_deletion, parse_uprobe
 from probes.table import admit, matches
 from probes.tasks import find_tasks
@@ -48,7 +47,6 @@ from probes.traceevents import Events, TraceEvent
 from probes.uprobe import Uprobe, Uprobes
 from probes.uprobeevents import ProgramScope, make_uprobe
 
-_NOTRACE: Final = "Linux's kprobe_events would refuse: EINVAL, ftrace does not trace this function (notrace)"
 _MAX_SHOWN: Final = 10  # definitions of a glob in one answer
 KernelProbe: TypeAlias = Kprobe | Kretprobe | Jprobe
 Probe: TypeAlias = KernelProbe | Uprobe
@@ -125,6 +123,7 @@ class Manager:
         self._linux: Linux | None = None
         self._context = FetchContext(machine, arch.convention, tasks or linux or known)
         self._scope = GuestScope(machine, arch.convention, guest.btf if guest is not None else bytes)
+        self._older = older_scope(machine, arch.convention, getattr(guest, "title", ""))
         now = settled if settled is not None else guest is None or guest.settled
         self._kprobes = Kprobes(machine, arch, arm, now, linux_limits=linux_limits)
         room = Room(machine.window)
@@ -291,9 +290,9 @@ class Manager:
             spec = replace(spec, maxactive=made.maxactive)
         event.parts.append((spec, made))
         kprobe = _kprobe(made)
-        if not any("Linux" in note for note in made.notes) and is_notrace(self._machine, kprobe.address or 0):
+        if not any("Linux" in note for note in made.notes):
             noted = made if isinstance(made, Kretprobe) else kprobe
-            noted.notes += (_NOTRACE,)
+            noted.notes += linux_says(self._machine, self._older, definition, kprobe.address or 0)
         return [spec.listing(), *(f"note: {note}" for note in made.notes)]
 
     def _add_uprobe(self, definition: str, options: Options) -> list[str]:

@@ -5,6 +5,7 @@ Rules: reads only. Implements `spec.KernelScope`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -20,6 +21,16 @@ _ENDBRS: Final = frozenset(
         *("660f1f00", "0f1f40d6"),  # gen_endbr_poison(), arch/x86/include/asm/ibt.h: until 6.14 and since
     )
 )
+
+
+NAMES_SINCE: Final = (6, 5)
+"""The first release whose definitions know names of arguments."""
+
+
+def release_of(banner: str) -> tuple[int, int]:
+    """(6, 12) of "Linux version 6.12.117 ..."; (0, 0) where that is not said."""
+    found = re.match(r"Linux version (\d+)\.(\d+)", banner)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 class ReadableMemory(Protocol):
@@ -91,6 +102,12 @@ class GuestScope:
         if found is None:
             return None
         return found[1] == 0 or (found[1] == ENDBR_SIZE and starts_with_endbr(self._text, found[0].address))
+
+
+def older_scope(text: KernelText, convention: Convention, banner: str) -> GuestScope | None:
+    """What definitions of the kernel's own know, where that is less than ours."""
+    older = (0, 0) < release_of(banner) < NAMES_SINCE
+    return GuestScope(text, convention, bytes, names=False) if older else None
 
 
 def starts_with_endbr(text: KernelText, address: int) -> bool:

@@ -16,7 +16,8 @@ from typing import Final, NoReturn, Protocol, TypeAlias
 from probes.arch import Convention
 from probes.btf import Btf, BtfError
 from probes.errors import ProbeError
-from probes.expr import IDENTIFIER, Context, Fault, FetchArg, parse_argument
+from probes.expr import IDENTIFIER, Context, Fault, parse_argument
+from probes.fetchargs import FetchArg
 from probes.numbers import NumberError, kstrtol, kstrtoul, simple_strtoul
 from probes.refusals import Refusal
 

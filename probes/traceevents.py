@@ -17,8 +17,8 @@ from typing import Final, Protocol
 from emu.iface import Machine, MemoryFault
 from probes.actions import Triggers, dump_lines
 from probes.errors import ProbeError
-from probes.expr import Deref, FetchArg
 from probes.fetch import FetchContext, Fetcher, Value, compile_fetch
+from probes.fetchargs import Deref, FetchArg
 from probes.fetchtypes import find_type
 from probes.filters import FilterError, Predicate, compile_filter
 from probes.filters import number as parse_number
