@@ -119,6 +119,16 @@ class GuestSymbols:
         """The names of those whose symbols are here."""
         return list(self._modules)
 
+    def code(self) -> list[tuple[str, int, int]]:
+        """(module, start, end) of what is known of each module's code."""
+        found = []
+        for module, table in self._modules.items():
+            text = [symbol for symbol in table if symbol.kind in "TtWw"]
+            if text:
+                end = max(symbol.address + max(symbol.size, 1) for symbol in text)
+                found.append((module, min(symbol.address for symbol in text), end))
+        return found
+
     def load(self, module: str, symbols: Iterable[Symbol]) -> None:
         """A module has come, or has other symbols now."""
         self._modules[module] = SymbolTable(symbol._replace(module=module) for symbol in symbols)

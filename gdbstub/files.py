@@ -87,7 +87,7 @@ _WRITE_FLAGS = 0x1 | 0x2 | 0x200 | 0x400  # O_WRONLY O_RDWR O_CREAT O_TRUNC, in 
 
 
 class FileTree:
-    """A read-only tree: absolute paths to bytes, or to a callable that makes them when they are first wanted.
+    """A read-only tree: absolute paths to bytes, or to a callable that is asked for them at each open.
 
     `exec_file` is the path debuggers are told to take symbols from, or None. Paths that are not in `files` are looked
     for in `folder`. Shared by all sessions. Every method raises FileError.
@@ -109,7 +109,7 @@ class FileTree:
                 return self._folder.open(path)
             raise FileError(FileErrno.EISDIR if self._is_directory(plain) else FileErrno.ENOENT)
         if not isinstance(content, bytes):
-            content = self._contents[plain] = content()
+            content = content()
         return _Content(content)
 
     def stat(self, path: str, *, follow: bool = True) -> bytes:

@@ -21,6 +21,7 @@ from emu import iface
 from emu.boot import GuestMachine, expect_status
 from emu.images.fetch import FetchError
 from emu.images.initramfs import exec_line
+from emu.images.plan import Section
 from emu.images.symbolelf import symbol_elf
 from emu.pace import WallPacer
 from emu.runner import Runner, open_runner
@@ -400,19 +401,26 @@ class Program:
         return replay.run(self._recorder, self._sessions()[0])
 
     def _files(self) -> FileTree:
-        """What a debugger may read: the guest's symbols as an ELF file, made when the first one asks."""
+        """What a debugger may read: the guest's symbols as an ELF file, made when one asks and modules have changed."""
         machine, guest = self.machine, self.machine.guest
         if not len(machine.symbols):
             return FileTree({}, folder=self._served)
 
+        made: dict[int, bytes] = {}  # by the version of the symbols
+
         def build() -> bytes:
-            return symbol_elf(
-                machine.symbols,
-                bits=guest.bits,
-                sections=guest.sections,
-                build_id=guest.build_id,
-                frames=guest.frames(),
-            )
+            symbols = machine.symbols
+            if symbols.version not in made:
+                made.clear()
+                modules = (Section(f".text.{name}", at, end - at, False, True) for name, at, end in symbols.code())
+                made[symbols.version] = symbol_elf(
+                    symbols,
+                    bits=guest.bits,
+                    sections=(*guest.sections, *modules),
+                    build_id=guest.build_id,
+                    frames=guest.frames(),
+                )
+            return made[symbols.version]
 
         return FileTree({EXEC_FILE: build}, exec_file=EXEC_FILE, folder=self._served)
 

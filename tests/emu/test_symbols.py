@@ -180,6 +180,7 @@ def test_symbols_of_modules_come_and_go() -> None:
     assert [one.name for one in symbols.glob("*n*")] == ["image_only", "inner"]
     assert symbols.suggest("mod:iner") == ["mod:inner"]
     assert (len(symbols), [one.name for one in symbols]) == (4, ["shared", "image_only", "shared", "inner"])
+    assert symbols.code() == [("mod", 0x9000, 0x9020)]
     version = symbols.version
     symbols.unload("mod")
     symbols.unload("mod")
