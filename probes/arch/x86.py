@@ -41,6 +41,7 @@ _STEP_HALF: Final = 32
 _SP: Final = 4
 _BP: Final = 3  # the vector of int3
 _CX, _SI, _DI = 1, 6, 7
+_EMULATION_PREFIXES: Final = (b"\x0f\x0bkvm", b"\x0f\x0bxen")  # arch/x86/include/asm/emulate_prefix.h
 _PAGE: Final = 4096
 _MAX_REPEATS: Final = 64  # interrupted string instructions remembered, one per stack
 
@@ -81,7 +82,8 @@ class X86Probe:
 
     `slot` is the slot's number and `code` the virtual address its code was made for; both None without a slot.
     `boosted` says the first half may run unobserved and `boost_uncount` how many instructions that takes off.
-    `pushes` says the second half holds a push of a call's true return address instead of the call's copy.
+    `pushes` says the second half holds a push of a call's true return address instead of the call's copy. `undefined`
+    bytes are for the guest to meet where they stand: Linux probes them too, and newer processors may have them.
     """
 
     address: int
@@ -94,9 +96,12 @@ class X86Probe:
     boost_uncount: int = 0
     pushes: bool = False
     short: Short | None = None
+    undefined: bool = False
 
     @property
     def needs_hook(self) -> str | None:
+        if self.undefined:
+            return "no processor that is known here has this instruction"
         if self.insn is None:
             return None
         if self.insn.bits == 16:
@@ -155,7 +160,9 @@ class X86Arch:
         except MemoryFault:
             return probe
         except InvalidInstruction as error:
-            raise ProbeError(errno.EILSEQ, str(error)) from error
+            if error.address != address:
+                raise ProbeError(errno.EILSEQ, str(error)) from error
+            probe.undefined = True
         return probe
 
     def arch_arm(self, prepared: Prepared, back_end: BackEnd) -> None:
@@ -452,6 +459,9 @@ class X86Arch:
         data = self._read_code(probe.address)
         insn = decode(data, probe.address, bits)
         kind = classify(insn)
+        if data.startswith(_EMULATION_PREFIXES):
+            kind = replace(kind, linux=(errno.EINVAL, "an emulation prefix"))
+        probe.undefined = False
         probe.insn, probe.kind = insn, kind
         probe.emulate = None if kind.emulate is None else kind.emulate(insn)
 
@@ -482,7 +492,7 @@ class X86Arch:
     def _make_slot(self, probe: X86Probe) -> None:
         if probe.slot is not None:
             return
-        if probe.insn is None:
+        if probe.insn is None and not probe.undefined:
             try:
                 self._decode(probe, self.convention.bits)
             except InvalidInstruction as error:

@@ -7,6 +7,8 @@ pointers to data, small numbers and extremes.
 
 from __future__ import annotations
 
+import contextlib
+
 from hypothesis import strategies as st
 
 from emu.insn import Insn, InvalidInstruction, decode
@@ -31,6 +33,19 @@ POINTERS = {3: DATA + 0x100, 6: DATA + 0x200, 7: DATA + 0x400}  # bx, si, di
 _ENTRY_CELLS = 8  # what sets the registers
 # rdrand and rdseed, rdpid: not the same every time
 _UNREPEATABLE = {(1, 0xC7, 6), (1, 0xC7, 7)}
+
+
+def one_cell(code: bytes) -> Body:
+    """64-bit code of a single instruction, its operand in data and registers set as for the others."""
+    start = place(Body("", 64, ""), 0)
+    values = b"".join(
+        bytes([0xB8 | register]) + POINTERS.get(register, 1).to_bytes(4, "little") for register in range(4)
+    )
+    entry = _pad(values, 3 * CELL - (start - CODE))
+    with contextlib.suppress(InvalidInstruction):
+        insn = decode(code, start + len(entry), 64)
+        code = bytes(_aimed(insn)) if insn.rip_relative else code
+    return Body("cell", 64, (entry + _pad(code, CELL)).hex(), cells=True)
 
 
 @st.composite
@@ -80,16 +95,22 @@ def _instructions(draw: st.DrawFn, bits: int, address: int, end: int) -> bytes:
         return b"\x90"
     if (insn.map, insn.opcode, insn.reg) in _UNREPEATABLE and insn.modrm is not None and insn.modrm >> 6 == 3:
         return b"\x90"
-    code = bytearray(insn.data)
-    if insn.disp_size == 4:
-        target = DATA + 0x300 - insn.end if insn.rip_relative else DATA + 0x300 if _is_absolute(insn) else 0x300
-        code[insn.disp_offset : insn.disp_offset + 4] = target.to_bytes(4, "little", signed=True)
+    code = _aimed(insn)
     if insn.imm_size and "branch_relative" in insn.groups:
         goal = draw(st.integers(CODE // CELL + _ENTRY_CELLS, end // CELL)) * CELL
         reach = max(-128, min(goal - insn.end, 127)) if insn.imm_size == 1 else goal - insn.end
         size = min(insn.imm_size, 4)
         code[insn.imm_offset : insn.imm_offset + size] = (reach % (1 << 8 * size)).to_bytes(size, "little")
     return bytes(code)
+
+
+def _aimed(insn: Insn) -> bytearray:
+    """Its bytes with a displacement that leads to data."""
+    code = bytearray(insn.data)
+    if insn.disp_size == 4:
+        target = DATA + 0x300 - insn.end if insn.rip_relative else DATA + 0x300 if _is_absolute(insn) else 0x300
+        code[insn.disp_offset : insn.disp_offset + 4] = target.to_bytes(4, "little", signed=True)
+    return code
 
 
 def _is_absolute(insn: Insn) -> bool:

@@ -251,11 +251,14 @@ def test_what_linux_would_refuse_is_noted(machine: ProbedMachine, manager: Manag
     assert probe.notes == ("Linux would refuse: EOPNOTSUPP, indirect call through memory",)
 
 
-@pytest.mark.parametrize(("code", "word"), [("48cf", "iret"), ("8ed0", "shadow"), ("0f05", "address"), ("f4", "hlt")])
+@pytest.mark.parametrize(
+    ("code", "word"),
+    [("48cf", "iret"), ("8ed0", "shadow"), ("0f05", "address"), ("f4", "hlt"), ("0f04", "no processor")],
+)
 def test_what_cannot_run_out_of_line_takes_a_hook_or_says_why(
     machine: ProbedMachine, manager: Manager, code: str, word: str
 ) -> None:
-    """iretq, mov ss, syscall, hlt: `auto` hooks them, `int3` is refused with the reason."""
+    """iretq, mov ss, syscall, hlt, undefined bytes: `auto` hooks them, `int3` is refused with the reason."""
     machine.memory.write(TEXT + 0x20, bytes.fromhex(code))
     with pytest.raises(ProbeError, match=word):
         manager.register(Kprobe(addr=TEXT + 0x20, arm="int3"))
