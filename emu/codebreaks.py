@@ -7,7 +7,8 @@ just that long. The guest meets the int3 and never finds it: no load, no checksu
 At a hit the instruction itself must run once without the int3. It is entered with RF and the interrupt shadow set,
 which no guest ever has together: the engine keeps a translation of its own for that state, of this one instruction,
 and leaves the state behind it. RF is what x86 has for this; what faults push and what a guest can read is as ever.
-An instruction that faults and starts anew is one hit.
+An instruction that faults and starts anew is one hit. A string instruction under rep, which the engine counts otherwise
+in that state, is met by a PC hook instead, before each iteration.
 
 Owners say through `BreakClient.stands` in which address spaces an address is meant.
 """
@@ -15,7 +16,9 @@ Owners say through `BreakClient.stands` in which address spaces an address is me
 from __future__ import annotations
 
 import bisect
+import re
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Final
 
 from emu.cpustate import DESC_B, HF_INHIBIT_IRQ, RF, SS, VM, CpuState
@@ -32,6 +35,9 @@ _MAX_RESTARTS: Final = 4096  # faults under way; a thread that dies in its fault
 _MAX_PLACED: Final = 1 << 16
 _SP: Final = 4
 _PUSHF: Final = 0x9C
+_PAUSE: Final = b"\xf3\x90"
+_PREFIX: Final = rb"[\x66\x67\x26\x2e\x36\x3e\x64\x65]*"
+REPEATED: Final = re.compile(_PREFIX + rb"[\xf2\xf3]" + _PREFIX + rb"[\x40-\x4f]?[\x6c-\x6f\xa4-\xa7\xaa-\xaf]")
 
 
 class CodeBreaks:
@@ -46,6 +52,9 @@ class CodeBreaks:
         self._found: tuple[int, list[int]] | None = None  # a block without its int3s, and where they belong
         self._pending: tuple[int, list[int]] | None = None  # ... for when the processor is at the block again
         self._poked: list[tuple[int, int]] = []  # (physical address, guest's byte) of int3s that stand in RAM
+        self._repeats: list[int] = []  # string instructions that `look` has found
+        self._hooked: set[int] = set()  # ... those that have a hook
+        self.hook: Callable[[int, bool], None] = lambda vaddr, on: None  # has the client asked by a PC hook, or not
         self._placed: set[int] = set()  # addresses whose translation may have an int3
         self._resumed = (-1, -1)  # address and instruction count of the hit whose instruction runs now
         self._kept_rf = 0  # RF as the guest had it there
@@ -69,6 +78,9 @@ class CodeBreaks:
         at = bisect.bisect_left(self._armed, vaddr)
         if at < len(self._armed) and self._armed[at] == vaddr:
             del self._armed[at]
+        if vaddr in self._hooked:
+            self._hooked.discard(vaddr)
+            self.hook(vaddr, False)
 
     def refresh(self, vaddr: int | None = None) -> None:
         """The answer of `stands` has changed for code that may have run: translate it anew. None: for any code."""
@@ -104,13 +116,16 @@ class CodeBreaks:
         wanted = []
         while at < len(self._armed) and (vaddr := self._armed[at]) < pc + len(code):
             at += 1
+            if vaddr in self._hooked:
+                continue
             if vaddr != self.lifted and not (vaddr == pc and self._is_resuming()) and self.client.stands(vaddr):
                 wanted.append(vaddr)
         if wanted:
             starts = {pc + start for start, _ in spans(code, self._cpu.bits)}  # an int3 inside one would change it
             wanted = [vaddr for vaddr in wanted if vaddr in starts]
         if wanted:
-            self._found = (pc, wanted)
+            self._repeats = [vaddr for vaddr in wanted if REPEATED.match(code, vaddr - pc)]
+            self._found = (pc, [vaddr for vaddr in wanted if vaddr not in self._repeats])
             self._engine.stop_here()
 
     def reclaim(self) -> bool:
@@ -123,7 +138,11 @@ class CodeBreaks:
             self.refresh()
         for vaddr in found[1]:
             self.refresh(vaddr)
-        self._pending = found
+        for vaddr in self._repeats:
+            self._hooked.add(vaddr)
+            self.hook(vaddr, True)
+            self.refresh(vaddr)
+        self._pending = found if found[1] else None
         return True
 
     def put_in(self) -> None:
@@ -177,10 +196,16 @@ class CodeBreaks:
         self._cpu.hflags |= HF_INHIBIT_IRQ
         self._resumed = (vaddr, now)
 
-    def push_flags(self, vaddr: int, now: int, traps: Traps) -> bool:
-        """At a hit: if `pushf` stands there, which would show RF, do what it does; else False. GuestFault."""
+    def emulate(self, vaddr: int, now: int, traps: Traps) -> bool:
+        """At a hit: do what stands there, if it is an instruction that cannot be resumed; else False. GuestFault.
+
+        `pushf` would show RF; at `pause` the engine leaves the block before it takes our state back.
+        """
         cpu = self._cpu
         code = self._engine.fetch(vaddr, MAX_INSN_SIZE)
+        if code[:2] == _PAUSE:
+            cpu.pc += len(_PAUSE)
+            return True
         if _PUSHF not in code[:3]:
             return False
         try:

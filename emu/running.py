@@ -107,11 +107,13 @@ class RunLoop(Events):
         self._skip_breakpoint: tuple[int, int] | None = None  # pc and sp of one reported, until its instruction has run
         self._skip_since = -1  # instruction count of that report, -1 once the guest has gone on from it
         self._held: tuple[CaughtException, int, int] | None = None  # not delivered yet, with pc and sp
+        self._hooked_breaks: dict[int, Watcher] = {}
         self._wire()
 
     def _wire(self) -> None:
         devices = self.devices
         self.clock.on_change = self._tighten_to_deadline
+        self.breaks.hook = self._hook_break
         devices.pic.on_raise = self._interrupt_raised
         devices.uart.on_output = self.console.feed
         devices.debug.on_output = self.console.feed
@@ -483,6 +485,18 @@ class RunLoop(Events):
             self.uncount(1)
         return self._answered(verdict)
 
+    def _hook_break(self, vaddr: int, on: bool) -> None:
+        """The client of the breaks is asked by a PC hook at `vaddr` from now on, or no longer."""
+        if on:
+            self._hooked_breaks[vaddr] = Watcher(lambda: self._on_hooked_break(vaddr))
+            self.text.arm(vaddr, self._hooked_breaks[vaddr], BackEnd.HOOK)
+        else:
+            self.text.disarm(vaddr, self._hooked_breaks.pop(vaddr))
+
+    def _on_hooked_break(self, vaddr: int) -> Stop | None:
+        client = self.breaks.client
+        return client.on_code_break(self.cpu, vaddr) if client is not None and client.stands(vaddr) else None
+
     def _on_translated_int3(self, pc: int) -> bool:
         """An int3 that may be in the translation only; False where one in memory is to be seen to."""
         cpu, breaks, client = self.cpu, self.breaks, self.breaks.client
@@ -509,7 +523,7 @@ class RunLoop(Events):
             if not ours:
                 breaks.refresh(pc)  # a translation from when it was armed
             try:
-                if breaks.push_flags(pc, now, self.traps):
+                if breaks.emulate(pc, now, self.traps):
                     return True  # the int3 counts as the instruction
             except GuestFault as fault:
                 self.cpu.set_cr(2, fault.address or 0)
