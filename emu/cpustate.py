@@ -8,6 +8,7 @@ Layout: `layouts.CpuImage`, checked by `find_image` at start.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import struct
 from collections.abc import Iterator
@@ -362,6 +363,15 @@ class CpuState:
     def forget_exception(self) -> None:
         """The engine never does: without it the next fault counts as nested."""
         self.dwords[self.old_exception_at] = NO_EXCEPTION
+
+    @contextlib.contextmanager
+    def hidden_faults(self) -> Iterator[None]:
+        """Around removing a hook: the engine looks up what it hooked through the guest's tables, and a fault of that,
+        from user mode to a kernel page say, is left in the processor as if the guest had had it."""
+        cr2 = self.cr(2)
+        yield
+        self.set_cr(2, cr2)
+        self.forget_exception()
 
     def debug_register(self, index: int) -> int:
         return self.words[(self._error_at + _ERROR_AT["dr"]) // 8 + index]

@@ -196,7 +196,8 @@ class ArmedText:
             if self._waiting[at : at + 1] == [vaddr]:
                 del self._waiting[at]
             else:
-                self._engine.remove_pc_hook(vaddr)
+                with self._cpu.hidden_faults():
+                    self._engine.remove_pc_hook(vaddr)
             self._hooks.discard(vaddr)
         self._drop_code(vaddr)
 

@@ -196,7 +196,8 @@ class WatchedMemory:
     def _update_hooks(self, wanted: set[tuple[bool, int, int]]) -> None:
         before = {write for write, _, _ in self._hooks}
         for key in self._hooks.keys() - wanted:
-            self._engine.remove_memory_hook(self._hooks.pop(key))
+            with self._cpu.hidden_faults():
+                self._engine.remove_memory_hook(self._hooks.pop(key))
         for write, first, last in wanted - self._hooks.keys():
             hook = self._engine.add_memory_hook(write, first, last, self._on_access)
             self._hooks[write, first, last] = hook

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from emu.boot import GuestMachine
-from emu.iface import Breakpoint, Halted, Step
+from emu.boot import GuestMachine, boot_embedded
+from emu.iface import Breakpoint, ExceptionRaised, Halted, Step
 from tests.support.tiny import CODE, PRESENT, TABLES, USER, WRITABLE, Tiny, assemble
 
 EVERY = PRESENT | WRITABLE | USER
@@ -145,3 +145,18 @@ def test_a_step_over_a_jump_to_itself_is_one_instruction(bits: int, source: str)
     for count in range(1, 5):
         assert isinstance(machine.step(), Step)
         assert machine.instructions == count
+
+
+def test_a_hardware_breakpoint_of_the_kernels_is_removed_in_user_mode():
+    """Right before a program's call into a page that is not there yet: its fault is the guest's first, not a second."""
+    machine, bare = (boot_embedded(64, "opens=2 user=1 exit=5") for _ in range(2))
+    place = machine.symbols.lookup("sys_work_done")[0].address
+    machine.insert_breakpoint(place, hardware=True)
+    assert isinstance(machine.run(3_000_000), Breakpoint)
+    machine.catch_exceptions(frozenset({14}))
+    while not isinstance(stop := machine.run(3_000_000), ExceptionRaised) or stop.pc != stop.address:
+        pass
+    assert machine.cpu.cpl == 3
+    machine.catch_exceptions(frozenset())
+    machine.remove_breakpoint(place, hardware=True)
+    assert (machine.run(3_000_000), facts(machine)) == (bare.run(3_000_000), facts(bare))
