@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 from emu.engine import version
 from tests.bench.boots import boots
+from tests.bench.events import events
 from tests.bench.guests import embedded, interrupts, speed, traps
 from tests.bench.hits import arming, hits
 from tests.bench.remote import remote
@@ -24,6 +25,7 @@ GROUPS: dict[str, Callable[[Effort], Iterator[Row | Skipped]]] = {
     "traps": traps,
     "hits": hits,
     "arming": arming,
+    "events": events,
     "embedded": embedded,
     "interrupt": interrupts,
     "remote": remote,
