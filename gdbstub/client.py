@@ -1,6 +1,7 @@
 """The other end of a stub, for one monitor command: what `gdbstub monitor` is made of.
 
-Rules: blocking sockets, no trio, no machine. It sends nothing that needs a stopped target, so the guest runs on.
+Rules: blocking sockets, no trio, no machine. It sends nothing that needs a stopped target, so the guest runs on; but
+for a stream of the trace, which takes the debugger's place until Ctrl-C.
 """
 
 from __future__ import annotations
@@ -35,8 +36,16 @@ def run_monitor_command(
         replies = _Replies(connection, address)
         replies.ask(b"qSupported:" + MONITOR_STATUS.encode())
         next(replies)
+        stream = command.split() == ["trace", "stream", "on"]
+        if stream:
+            replies.ask(b"?")  # lines come while the guest runs for a debugger: be one
+            next(replies)
+            connection.settimeout(None)
         replies.ask(b"qRcmd," + command.encode("utf-8", "surrogateescape").hex().encode())
-        return _print(replies, write)  # what `write` raises is the caller's own
+        done = _print(replies, write)  # what `write` raises is the caller's own
+        if stream and done:
+            _follow(replies, write)
+        return done
 
 
 @contextlib.contextmanager
@@ -69,6 +78,24 @@ def _print(replies: _Replies, write: Callable[[str], None]) -> bool:
     return False
 
 
+def _follow(replies: _Replies, write: Callable[[str], None]) -> None:
+    """Let the guest run and print what comes, until it stops or the user has seen enough: then it runs on alone."""
+    replies.ask(b"c")
+    try:
+        payload = b"O"
+        while payload.startswith(b"O"):
+            write(bytes.fromhex(payload[1:].decode("ascii")).decode(errors="replace"))
+            payload = next(replies)
+    except KeyboardInterrupt:
+        replies.interrupt()
+        while next(replies).startswith(b"O"):
+            pass  # what was on its way
+    except ValueError as error:
+        raise ClientError("the stub's answer is no console text") from error
+    replies.ask(b"D")
+    next(replies)
+
+
 class _Replies(Iterator[bytes]):
     """The payloads a stub sends, each acknowledged."""
 
@@ -80,6 +107,10 @@ class _Replies(Iterator[bytes]):
     def ask(self, payload: bytes) -> None:
         with _connection_errors(self._address):
             self._connection.sendall(self._codec.reply(payload))
+
+    def interrupt(self) -> None:
+        with _connection_errors(self._address):
+            self._connection.sendall(b"\x03")
 
     def __next__(self) -> bytes:
         while True:
