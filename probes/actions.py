@@ -95,7 +95,8 @@ class Actor(Protocol):
 class Trigger:
     """One line of the trigger file. `act` does it and says whether that counts; `left` is -1 for no limit.
 
-    `after`: it comes after the record. `key` is what a second one may not have. `undo` is for when it is taken away.
+    `after`: it comes after the record; `last`: after all others, as it changes what they see. `key` is what a second
+    one may not have. `undo` is for when it is taken away.
     """
 
     command: str
@@ -106,13 +107,15 @@ class Trigger:
     filter_text: str = ""
     accepts: Predicate | None = None
     after: bool = False
+    last: bool = False
     histogram: Histogram | None = None
     undo: Callable[[], None] | None = None
 
     @property
     def conditional(self) -> bool:
         """It must see the record: Linux then calls all triggers of the event when the record is complete."""
-        return self.accepts is not None or self.after or self.histogram is not None
+        late = self.after or self.last
+        return late or self.accepts is not None or self.histogram is not None
 
     def fire(self, hit: Hit) -> None:
         if self.histogram is not None:
@@ -352,7 +355,7 @@ class Triggers:
                 return False
             return True
 
-        return Trigger("set", f"set:{body}", f"set {body}", assign)
+        return Trigger("set", f"set:{body}", f"set {body}", assign, last=True)
 
     def _return(self, body: str) -> Trigger:
         if not body:
@@ -365,7 +368,7 @@ class Triggers:
             leave(hit, value(hit))
             return True
 
-        return Trigger("return", f"return:{body}", "return", act)
+        return Trigger("return", f"return:{body}", "return", act, last=True)
 
 
 def _body(params: str) -> tuple[str, int]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 from emu.iface import Machine, MemoryFault
-from probes.actions import Triggers, dump_lines
+from probes.actions import Trigger, Triggers, dump_lines
 from probes.errors import ProbeError
 from probes.fetch import FetchContext, Fetcher, Value, compile_fetch
 from probes.fetchargs import Deref, FetchArg
@@ -284,7 +284,7 @@ class TraceEvent:
         recording = ring.enabled
         if triggers.conditional:
             for trigger in list(triggers.all):
-                if not trigger.after:
+                if not trigger.after and not trigger.last:
                     trigger.fire(hit)
         if recording and not self.soft_disabled and (self._accepts is None or self._accepts(hit)):
             task = hit.task
@@ -294,9 +294,8 @@ class TraceEvent:
             )
             ring.append(self.number, hit.at_ns, hit.instructions, hit.entered_ns, hit.cpu, task.comm, payload)
         if triggers.conditional:
-            for trigger in list(triggers.all):
-                if trigger.after:
-                    trigger.fire(hit)
+            for trigger in sorted((one for one in triggers.all if one.after or one.last), key=_is_last):
+                trigger.fire(hit)
 
     # ------------------------------------------------------------------------------------------------ actions.Actor
 
@@ -386,6 +385,10 @@ class TraceEvent:
             return _set_ip
         known = ", ".join([*convention.registers, "ip", "flags"])
         raise ProbeError(errno.EINVAL, f"no register {name!r} can be set; there are {known}")
+
+
+def _is_last(trigger: Trigger) -> bool:
+    return trigger.last
 
 
 def _set_return_value(hit: Hit, value: int) -> None:

@@ -27,7 +27,7 @@ def test_a_stock_kernel_is_steered_by_triggers(linux: GuestMachine) -> None:
     assert records[1].frames is not None
     assert records[1].frames[0] == "do_sys_openat2"
     assert "entry" in records[1].frames[-1]
-    assert dict((name, value) for name, _, value in records[2].arguments) == {"ret": -13}
+    assert {name: value for name, _, value in records[2].arguments} == {"ret": -13}
     assert "file: /init" in files.read(f"{OPEN}/hist")
     files.write(f"{OPEN}/trigger", 'stop:1 if file == "/proc/version"', append=False)
     hits = manager.status()[0].hits
