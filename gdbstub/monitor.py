@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeAlias, TypeVar
 
 from emu.iface import Machine, MachineError
+from gdbstub.dumps import dump
 from probes.btf import Btf
 from probes.discovery import find_symbols
 from probes.errors import ProbeError
@@ -354,7 +355,7 @@ class Monitor:
         if count * size > _MAX_DUMP:
             raise CommandError(f"at most {_MAX_DUMP} bytes at a time")
         data = self._services.machine.memory.read_physical(address, count * size)
-        return _dump(address, data, style, size)
+        return dump(address, data, style, size)
 
     @command("symbols GLOB", "symbols whose name matches, functions with their prototype", looks=True)
     def symbols(self, arguments: Arguments) -> Sequence[str]:
@@ -584,27 +585,3 @@ def _parse_format(text: str) -> tuple[int, str, int]:
     style = match[2] or match[4] or "x"
     size = 1 if style == "c" else _SIZES[match[3] or "w"]
     return int(match[1] or 1), style, size
-
-
-def _dump(address: int, data: bytes, style: str, size: int) -> list[str]:
-    """Rows of `data` as QEMU's `x` prints them."""
-    per_row = (8 if size == 1 else 16) // size
-    items = [data[offset : offset + size] for offset in range(0, len(data), size)]
-    return [
-        f"{address + start * size:016x}: "
-        + " ".join(_show(item, style, size) for item in items[start : start + per_row])
-        for start in range(0, len(items), per_row)
-    ]
-
-
-def _show(item: bytes, style: str, size: int) -> str:
-    value = int.from_bytes(item, "little", signed=style == "d")
-    match style:
-        case "x":
-            return f"0x{value:0{size * 2}x}"
-        case "o":
-            return f"0{value:o}"
-        case "c":
-            return repr(chr(value))
-        case _:
-            return str(value)
