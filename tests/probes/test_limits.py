@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import errno
+import struct
 
 import pytest
 
@@ -15,32 +17,57 @@ from tests.support.kernels import another, run_shell
 
 pytestmark = pytest.mark.boots
 
-EXERCISE = "ls / | md5sum"
+EXERCISE = "/tmp/x; ls / | md5sum"
 
 # By role: the symbol, and the errno of that kernel's own register_kprobe at its entry; None where it takes the probe.
+_AMD64 = {
+    "page-fault entry": ("asm_exc_page_fault", errno.EINVAL),
+    "system-call entry": ("entry_SYSCALL_64", errno.EINVAL),
+    "int 0x80 entry": ("asm_int80_emulation", errno.EINVAL),
+    "sysenter entry": ("entry_SYSENTER_compat", errno.EINVAL),
+    "int3 entry": ("asm_exc_int3", errno.EINVAL),
+    "int3 handler": ("exc_int3", errno.EINVAL),
+    "return to user mode": ("swapgs_restore_regs_and_return_to_usermode", errno.EINVAL),
+    "iret path": ("native_irq_return_iret", errno.EINVAL),
+    "memcpy": ("memcpy", errno.EINVAL),
+    "context switch": ("__switch_to", None),
+    "ordinary function": ("vfs_read", None),
+}
 ROLES = {
-    "amd64": {
-        "page-fault entry": ("asm_exc_page_fault", errno.EINVAL),
-        "system-call entry": ("entry_SYSCALL_64", errno.EINVAL),
-        "return to user mode": ("swapgs_restore_regs_and_return_to_usermode", errno.EINVAL),
-        "iret path": ("native_irq_return_iret", errno.EINVAL),
-        "memcpy": ("memcpy", errno.EINVAL),
-        "context switch": ("__switch_to", None),
-        "ordinary function": ("vfs_read", None),
-    },
+    "amd64": _AMD64,
+    "6.12": _AMD64,
     "i386": {
         "page-fault entry": ("asm_exc_page_fault", errno.EINVAL),
-        "system-call entry": ("entry_INT80_32", errno.EINVAL),
+        "int 0x80 entry": ("entry_INT80_32", errno.EINVAL),
+        "sysenter entry": ("entry_SYSENTER_32", errno.EINVAL),
+        "int3 entry": ("asm_exc_int3", errno.EINVAL),
+        "int3 handler": ("exc_int3", errno.EINVAL),
         "iret path": ("handle_exception_return", errno.EINVAL),
         "memcpy": ("memcpy", None),
         "context switch": ("__switch_to", None),
         "ordinary function": ("vfs_read", None),
     },
 }
-NEVER_RUN = {  # the rest of the blacklist: int3's own path, and what it calls
-    "amd64": ("asm_exc_int3", "exc_int3", "do_int3", "kprobe_int3_handler", "poke_int3_handler", "get_kprobe"),
-    "i386": ("asm_exc_int3", "exc_int3", "do_int3", "kprobe_int3_handler", "poke_int3_handler", "get_kprobe"),
-}
+# A program that asks for its pid by int 0x80 and by sysenter, then meets an int3.
+_BEFORE = bytes.fromhex("b814000000 cd80 b814000000")  # mov eax,20; int 0x80; mov eax,20
+_SYSENTER = bytes.fromhex("51 52 55 89e5 0f34")  # push ecx; push edx; push ebp; mov ebp,esp; sysenter
+_HEADERS = 84
+_BASE = 0x8048000
+
+
+def trapping_program() -> bytes:
+    """An i386 ELF file of one segment. The kernel returns from sysenter to the address that is pushed first."""
+    returns_to = _BASE + _HEADERS + len(_BEFORE) + 5 + len(_SYSENTER)
+    code = _BEFORE + b"\x68" + returns_to.to_bytes(4, "little") + _SYSENTER + b"\xcc"
+    size = _HEADERS + len(code)
+    identity = b"\x7fELF\1\1\1".ljust(16, b"\0")
+    header = struct.pack("<HHIIIIIHHHHHH", 2, 3, 1, _BASE + _HEADERS, 52, 0, 0, 52, 32, 1, 40, 0, 0)
+    segment = struct.pack("<8I", 1, 0, _BASE, _BASE, size, size, 5, 0x1000)
+    return identity + header + segment + code
+
+
+TYPE_PROGRAM = f"echo {base64.b64encode(trapping_program()).decode()} | base64 -d > /tmp/x; chmod +x /tmp/x"
+NEVER_RUN = ("do_int3", "kprobe_int3_handler", "poke_int3_handler", "get_kprobe")  # what int3's own path calls
 
 
 def refused(manager: Manager, probe: Kprobe) -> int:
@@ -55,6 +82,8 @@ def test_places_that_linux_refuses_are_probed_with_a_note(name: str) -> None:
     """Shown: each role's probe is hit while the guest works, the guest is right and on time, and the note says which
     errno Linux would have given."""
     bare, probed = another(name), another(name)
+    for machine in (bare, probed):
+        run_shell(machine, TYPE_PROGRAM)
     manager = Manager(probed)
     probes = {role: Kprobe(symbol=symbol) for role, (symbol, _) in ROLES[name].items()}
     manager.register_many(probes.values())
@@ -71,7 +100,7 @@ def test_places_that_linux_refuses_are_probed_with_a_note(name: str) -> None:
 def test_linux_limits_refuse_what_the_guest_s_kernel_would(name: str) -> None:
     """Shown: the same table with the option; what Linux takes is taken."""
     manager = Manager(another(name), linux_limits=True)
-    table = {**dict(ROLES[name].values()), **dict.fromkeys(NEVER_RUN[name], 22)}
+    table = {**dict(ROLES[name].values()), **dict.fromkeys(NEVER_RUN, errno.EINVAL)}
     for symbol, number in table.items():
         probe = Kprobe(symbol=symbol)
         if number is None:
