@@ -557,6 +557,8 @@ class Manager:
             return []
         events = self._matching(target)
         for event in events:
+            for _, probe in event.parts if on and event.enabled else ():
+                self._switch_probe(probe, on)  # nothing changes, but one that is GONE is refused
             event.trace.enable(on)
         return [event.name for event in events]
 
