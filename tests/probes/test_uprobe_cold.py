@@ -30,3 +30,7 @@ def test_first_instruction_of_a_page_that_was_dropped_fifty_times() -> None:
     assert (late.hits, late.notes) == (3 * ROUNDS, ())
     assert seen == [0, 1, 2] * ROUNDS
     assert str(probe.ends) == f"{3 * ROUNDS} entries = {3 * ROUNDS} returned + 0 live + 0 missed"
+    rewrite = "dd if=/tmp/cold of=/mnt/cold conv=notrunc 2>/dev/null; sync; echo 3 > /proc/sys/vm/drop_caches"
+    assert run_shell(machine, f"{rewrite}; cmp /tmp/cold /mnt/cold && echo same").endswith("same")
+    run_shell(machine, "/mnt/cold")
+    assert late.hits == 3 * (ROUNDS + 1)  # nobody was kept from writing, and what was written is probed
