@@ -323,7 +323,10 @@ class TrapClient(Protocol):
         ...
 
     def on_fault(self, cpu: Cpu, vector: int) -> Verdict | Stop:
-        """An exception or `int n` with pc inside the slot window, before delivery: `cpu.pc` must leave it."""
+        """An exception or `int n` with pc inside the slot window, before delivery: `cpu.pc` must leave it.
+
+        Also a fault in code that a handler calls.
+        """
         ...
 
     def leave_slot(self, cpu: Cpu) -> bool:

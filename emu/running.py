@@ -325,7 +325,8 @@ class RunLoop(Events):
                 self.uncount(1)  # it is executed again; one that could not be fetched was not counted
             cpu.forget_exception()
             return
-        if client is not None and self.window.contains(cpu.pc) and self._answered(client.on_fault(cpu, vector)):
+        ours = self.window.contains(cpu.pc) or (vector in t.FAULTS and self.calls.depth > 0)
+        if client is not None and ours and self._answered(client.on_fault(cpu, vector)):
             return
         software = cpu.software_interrupt
         length = 0

@@ -17,8 +17,8 @@ from emu.iface import Machine, MemoryFault
 from gdbstub.agent import MAX_MEMORY, Agent, BadExpression, Expression, Failure, StateVariables, readable
 from gdbstub.packets import PacketError, expression, unhex
 from gdbstub.tracebuffer import MAX_SIZE, Frame, TraceBuffer
-from probes.core import Kprobe
 from probes.errors import ProbeError
+from probes.kprobe import Kprobe
 from probes.manager import Manager
 from probes.regs import Regs
 

@@ -11,78 +11,22 @@ import contextlib
 import enum
 import errno
 import functools
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
-from typing import Final, Literal, TypeAlias
+from typing import Final
 
 from emu.iface import BackEnd, Breakpoint, CallAborted, Cpu, Machine, MemoryFault, Stop, Verdict
 from probes.arch import Begin, Finish, Prepared, ProbeArch, Short
 from probes.calls import Calls
 from probes.errors import ProbeError, errno_name
+from probes.kprobe import Arm, Kprobe
 from probes.limits import LinuxLimits, Refusal
 from probes.lookup import resolve
 from probes.regs import Regs
 
-PreHandler: TypeAlias = Callable[["Kprobe", Regs], object]
-PostHandler: TypeAlias = Callable[["Kprobe", Regs], object]
-FaultHandler: TypeAlias = Callable[["Kprobe", Regs, int], object]
-Arm: TypeAlias = Literal["auto", "int3", "hook"]
-
 MAX_HOOKS: Final = 200  # each PC hook slows translation and every hit of the others; measured, see the engine's notes
 COMFORTABLE_HOOKS: Final = 8
 _MAX_DIVIDED: Final = 64  # one a stack; an interrupt's handler may never come back
-
-
-class Kprobe:
-    """One probe: where, and what is called there.
-
-    Give `symbol` (and `offset`) or `addr`. `pre_handler(p, regs)` runs before the instruction; true means it has set
-    the registers and the instruction is skipped. `post_handler(p, regs)` runs after it.
-    `fault_handler(p, regs, vector)` runs when the instruction faults; true means the guest need not know. `arm` picks
-    the back end.
-
-    After registration `address` is the probed address, `hits` and `nmissed` count, `notes` say what Linux would have
-    done otherwise.
-    """
-
-    def __init__(
-        self,
-        *,
-        symbol: str | None = None,
-        offset: int = 0,
-        addr: int | None = None,
-        pre_handler: PreHandler | None = None,
-        post_handler: PostHandler | None = None,
-        fault_handler: FaultHandler | None = None,
-        disabled: bool = False,
-        arm: Arm = "auto",
-    ) -> None:
-        self.symbol = symbol
-        self.offset = offset
-        self.addr = addr
-        self.pre_handler = pre_handler
-        self.post_handler = post_handler
-        self.fault_handler = fault_handler
-        self.disabled = disabled
-        self.arm: Arm = arm
-        self.last = False  # a client's: its pre-handler runs after all others, and an address takes one such probe
-        self.address: int | None = None
-        self.gone = False  # the guest has freed the code
-        self.waits = False  # a client's: the module in `symbol` ("MODULE:NAME") is not loaded; armed when it is
-        self.waiting = False  # for that
-        self.hits = 0
-        self.nmissed = 0
-        self.notes: tuple[str, ...] = ()
-
-    @property
-    def registered(self) -> bool:
-        return self.waiting or self.address is not None
-
-    def __repr__(self) -> str:
-        where = (
-            f"{self.addr:#x}" if self.symbol is None and self.addr is not None else f"{self.symbol}+{self.offset:#x}"
-        )
-        return f"<Kprobe {where} hits={self.hits} nmissed={self.nmissed}>"
 
 
 class Status(enum.Enum):
@@ -206,21 +150,6 @@ class Kprobes:
         if not place.probes:
             del self._places[place.address]
             self._arch.arch_remove(place.prepared)
-
-    def register_many(self, probes: Iterable[Kprobe]) -> None:
-        """All or nothing, as register_kprobes(); EINVAL for none at all."""
-        wanted = list(probes)
-        if not wanted:
-            raise ProbeError(errno.EINVAL, "no probes to register")
-        done: list[Kprobe] = []
-        try:
-            for probe in wanted:
-                self.register(probe)
-                done.append(probe)
-        except ProbeError:
-            for probe in reversed(done):
-                self.unregister(probe)
-            raise
 
     def enable(self, probe: Kprobe) -> None:
         self._switch(probe, disabled=False)
@@ -368,7 +297,7 @@ class Kprobes:
             return Verdict.HANDLED
         prepared = hit.place.prepared if hit is not None else self._arch.find_slot(cpu.pc)
         if prepared is None:
-            return Verdict.NOT_MINE
+            return self._fault_in_handler(cpu, vector)
         self._arch.abort_step(cpu, prepared)
         place = self._places.get(prepared.address)
         if cpu.pc != prepared.address:
@@ -383,6 +312,14 @@ class Kprobes:
             if hit is not None:
                 self._hits.pop()
         return Verdict.HANDLED if handled else Verdict.DELIVER
+
+    def _fault_in_handler(self, cpu: Cpu, vector: int) -> Verdict:
+        """In guest code that a handler calls: kprobe_fault_handler() for HIT_ACTIVE and HIT_SSDONE."""
+        asked = (hit for hit in reversed(self._hits) if hit.status in (_HIT_ACTIVE, _HIT_SSDONE))
+        hit = next(asked, None)
+        if hit is not None and self._run_fault(cpu, hit.place, vector):
+            return Verdict.HANDLED
+        return Verdict.NOT_MINE
 
     def on_restore(self) -> None:
         self._hits.clear()

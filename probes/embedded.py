@@ -11,7 +11,8 @@ from typing import Final
 
 from emu.iface import Cpu, Machine, MemoryFault
 from emu.images.embedded import layout
-from probes.core import Kprobe, Kprobes
+from probes.core import Kprobes
+from probes.kprobe import Kprobe
 from probes.programs import Event, Exited, FileId, Mapped, ProgramFile, Region
 
 _SPACE: Final = 0  # there is one

@@ -9,8 +9,8 @@ import errno
 from collections.abc import Mapping
 from typing import Final, TypeAlias
 
-from probes.core import Arm
 from probes.errors import ProbeError
+from probes.kprobe import Arm
 from probes.spec import MAX_MAXACTIVE
 from probes.traceevents import Limits
 

@@ -20,8 +20,8 @@ from emu.iface import Machine
 from probes.abi import ABIS, WORD, Scalar, abi_for, encode
 from probes.arch import Convention
 from probes.calls import Calls
-from probes.core import Kprobe, PostHandler, PreHandler
 from probes.errors import ProbeError
+from probes.kprobe import Kprobe, PostHandler, PreHandler
 from probes.lookup import Functions
 from probes.regs import Regs
 from probes.room import Room

@@ -14,8 +14,9 @@ from typing import Any, Final
 
 from emu.iface import Machine, MemoryFault
 from probes.abi import Abi, AbiName, Prototype, Slot, abi_for, prototype
-from probes.core import Kprobe, Kprobes, PreHandler
+from probes.core import Kprobes
 from probes.errors import ProbeError
+from probes.kprobe import Kprobe, PreHandler
 from probes.lookup import Functions, ImageFunctions, is_entry
 from probes.regs import Regs
 

@@ -24,8 +24,9 @@ from typing import Final, TypeAlias
 from emu.iface import BackEnd, Machine, MachineError, MemoryFault, Word
 from emu.insn import spans
 from probes.arch import ProbeArch
-from probes.core import Kprobe, Kprobes
+from probes.core import Kprobes
 from probes.errors import ProbeError
+from probes.kprobe import Kprobe
 from probes.regs import Regs
 from probes.scope import ENDBR_SIZE, starts_with_endbr
 from probes.tasks import Tasks

@@ -15,7 +15,7 @@ from typing import Final, TypeAlias
 from emu.iface import Guest, Machine
 from probes.arch.x86 import X86Arch
 from probes.btf import Btf
-from probes.core import Arm, Kprobe, Kprobes
+from probes.core import Kprobes
 from probes.discovery import linux_says, spread
 from probes.embedded import embedded_programs
 from probes.errors import ProbeError
@@ -26,6 +26,7 @@ from probes.export import Unfinished
 from probes.fetch import EntryValues, FetchContext, TaskInfo, compile_entry
 from probes.guest import GuestHandlers
 from probes.jprobe import Jprobe, Jprobes
+from probes.kprobe import Arm, Kprobe, register_together
 from probes.kretprobe import MAX_DATA_SIZE, Kretprobe, Kretprobes, ReturnInstance
 from probes.linux import Linux, linux_of
 from probes.linux.kernel import kernel_types
@@ -193,18 +194,7 @@ class Manager:
 
     def register_many(self, probes: Iterable[Probe]) -> None:
         """All or nothing, as register_kprobes() and register_kretprobes(); EINVAL for none at all."""
-        wanted = list(probes)
-        if not wanted:
-            raise ProbeError(errno.EINVAL, "no probes to register")
-        done: list[Probe] = []
-        try:
-            for probe in wanted:
-                self.register(probe)
-                done.append(probe)
-        except ProbeError:
-            for probe in reversed(done):
-                self.unregister(probe)
-            raise
+        register_together(probes, self.register, self.unregister)
 
     def unregister(self, probe: Probe) -> None:
         if isinstance(probe, Uprobe):

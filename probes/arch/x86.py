@@ -21,6 +21,7 @@ from typing import Final
 from emu.iface import BackEnd, Cpu, Machine, MachineError, MemoryFault
 from emu.insn import MAX_INSN_SIZE, Insn, InvalidInstruction, boundaries, decode
 from probes.arch import Begin, Convention, Finish, Prepared, Short
+from probes.arch.x86_code import boosted_code, push_of_call, relocated, taken_off
 from probes.arch.x86_insn import (
     PLAIN,
     TF,
@@ -251,7 +252,7 @@ class X86Arch:
             if probe.kind.boost is not Boost.JUMP_BACK:
                 return None  # it does not come to the int3 behind its copy, or must not see one there
         over = code + _STEP_HALF + insn.size
-        return Short(observe, _taken_off(insn), code + _STEP_HALF, over=over, end=insn.end)
+        return Short(observe, taken_off(insn), code + _STEP_HALF, over=over, end=insn.end)
 
     def is_over(self, cpu: Cpu, vector: int, prepared: Prepared) -> bool:
         probe = _ours(prepared)
@@ -259,7 +260,7 @@ class X86Arch:
             return False
         assert probe.insn is not None
         cpu.pc = probe.insn.end
-        self._machine.uncount(2 - _taken_off(probe.insn))
+        self._machine.uncount(2 - taken_off(probe.insn))
         return True
 
     def leave_slot(self, cpu: Cpu, prepared: Prepared) -> Finish | None:
@@ -362,7 +363,7 @@ class X86Arch:
         if cpu.pc >= at + _STEP_HALF:
             at += _STEP_HALF
             assert probe.insn is not None
-            self._machine.uncount(1 - _taken_off(probe.insn))
+            self._machine.uncount(1 - taken_off(probe.insn))
         else:
             self._machine.uncount(1 - probe.boost_uncount)
         cpu.pc = (cpu.pc + probe.address - at) & self.convention.mask
@@ -525,10 +526,10 @@ class X86Arch:
         window = self._machine.window
         address = window.address(slot * SLOT_SIZE)
         assert probe.insn is not None
-        push = _push_of_call(probe.insn, probe.kind)
+        push = push_of_call(probe.insn, probe.kind)
         probe.pushes = push is not None
-        copy = _relocated(probe.insn, address + _STEP_HALF) if push is None else push
-        boosted, probe.boost_uncount = _boosted(probe.insn, probe.kind, address)
+        copy = relocated(probe.insn, address + _STEP_HALF) if push is None else push
+        boosted, probe.boost_uncount = boosted_code(probe.insn, probe.kind, address)
         probe.boosted = boosted is not None
         window.write(slot * SLOT_SIZE, (boosted or b"").ljust(_STEP_HALF, b"\xcc") + copy + b"\xcc")
         probe.code = address
@@ -555,67 +556,3 @@ def _ours(prepared: Prepared) -> X86Probe:
     """`core` hands back what `arch_prepare` gave it."""
     assert isinstance(prepared, X86Probe)
     return prepared
-
-
-def _taken_off(insn: Insn) -> int:
-    """Int3s taken off the clock at the arrival: the probe's, and the one behind the copy, which comes at once or after
-    as many iterations as the clock must not be wrong for."""
-    return 1 if is_repeated(insn) else 2
-
-
-def _fits_s32(value: int) -> bool:
-    return -(1 << 31) <= value < 1 << 31
-
-
-def _signed(value: int, bits: int) -> int:
-    return value - (1 << bits) if value >> (bits - 1) else value
-
-
-def _relocated(insn: Insn, address: int) -> bytes:
-    """The instruction's bytes for another address; ProbeError EINVAL where its operand would be out of reach."""
-    if not insn.rip_relative:
-        return insn.data
-    displacement = insn.displacement + insn.address - address
-    if not _fits_s32(displacement) or insn.address_bits != 64:
-        raise ProbeError(errno.EINVAL, "the RIP-relative operand cannot be reached from a slot")
-    field = slice(insn.disp_offset, insn.disp_offset + 4)
-    data = bytearray(insn.data)
-    data[field] = displacement.to_bytes(4, "little", signed=True)
-    return bytes(data)
-
-
-def _jump(at: int, target: int, bits: int) -> bytes:
-    """jmp rel32, or on amd64 jmp [rip+0] with the address behind it, which touches no register."""
-    distance = _signed((target - at - 5) & ((1 << bits) - 1), bits)
-    if _fits_s32(distance):
-        return b"\xe9" + distance.to_bytes(4, "little", signed=True)
-    return b"\xff\x25\0\0\0\0" + target.to_bytes(8, "little")
-
-
-def _push_of_call(insn: Insn, kind: InsnClass) -> bytes | None:
-    """push imm32 of the true return address: what a call does to memory, faults included. None for other instructions,
-    for a target in memory, whose load comes first, and where 32 bits cannot say the address."""
-    if kind.fix not in (Fix.CALL_RELATIVE, Fix.CALL_ABSOLUTE):
-        return None
-    returns_to = _signed(insn.end, insn.bits)
-    if not _fits_s32(returns_to) or (insn.modrm is not None and insn.register_operand is None):
-        return None
-    return b"\x68" + returns_to.to_bytes(4, "little", signed=True)
-
-
-def _boosted(insn: Insn, kind: InsnClass, address: int) -> tuple[bytes | None, int]:
-    """Code that has the effect of `insn` and leaves the slot, and how many instructions to take off for it."""
-    if kind.boost is Boost.NEVER or is_repeated(insn):
-        return None, 0
-    if kind.boost in (Boost.CALL_RELATIVE, Boost.CALL_REGISTER):
-        push = _push_of_call(insn, kind)
-        if push is None:
-            return None, 0
-        if kind.boost is Boost.CALL_RELATIVE:
-            return push + _jump(address + len(push), branch_target(insn), insn.bits), 2
-        register = insn.register_operand or 0
-        return push + (b"\x41" if register >= 8 else b"") + bytes([0xFF, 0xE0 | register & 7]), 2
-    copy = _relocated(insn, address)
-    if kind.boost is Boost.LEAVES:
-        return copy, 1
-    return copy + _jump(address + len(copy), insn.end, insn.bits), 2

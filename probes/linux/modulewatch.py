@@ -15,8 +15,9 @@ from typing import Final
 
 from emu import iface
 from emu.symbols import GuestSymbols, Symbol, SymbolTable
-from probes.core import Kprobe, Kprobes
+from probes.core import Kprobes
 from probes.errors import ProbeError
+from probes.kprobe import Kprobe
 from probes.linux.modules import module_symbols
 from probes.linux.program import NotAvailable
 from probes.linux.system import Linux

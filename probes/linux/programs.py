@@ -16,7 +16,8 @@ from drgn import Object
 from drgn.helpers.linux.mm import vma_find
 
 from emu.iface import Cpu, Machine, MemoryFault
-from probes.core import Kprobe, Kprobes
+from probes.core import Kprobes
+from probes.kprobe import Kprobe, register_together
 from probes.linux.program import NotAvailable
 from probes.linux.system import Linux
 from probes.linux.tasks import current_tasks
@@ -206,7 +207,7 @@ class LinuxPrograms:
         """ProbeError where this kernel lacks one of the functions."""
         self._tell = tell
         probes = [Kprobe(symbol=name, pre_handler=self._handler(call)) for name, call in self._watches.items()]
-        self._kprobes.register_many(probes)
+        register_together(probes, self._kprobes.register, self._kprobes.unregister)
 
         def end() -> None:
             for probe in probes:

@@ -13,7 +13,7 @@ from emu.arch import X86_64
 from emu.iface import Breakpoint, Interrupted
 from gdbstub.actions import Send
 from gdbstub.tracebuffer import DEFAULT_SIZE, MAX_FRAMES, MAX_SIZE, Frame, TraceBuffer
-from probes.core import Kprobe
+from probes.kprobe import Kprobe
 from tests.support.tracing import Target
 
 ALL_REGISTERS = b"R" + b"FF" * 12

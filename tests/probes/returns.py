@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from emu.iface import GuestExit, Stop
 from probes import Kprobe, Kretprobe, Manager
-from probes.core import Arm
+from probes.kprobe import Arm
 from probes.kretprobe import End
 from tests.support.embedded import Guest, power_on
 

@@ -178,6 +178,36 @@ def test_a_fault_in_the_callee_is_the_guests_to_handle(lab: Lab) -> None:
     assert lab.once(lambda regs: regs.call("probe_read", 0x10, returns=s32)) == -14
 
 
+@pytest.mark.parametrize("where", ["pre_handler", "post_handler"])
+def test_a_fault_in_the_callee_is_shown_to_the_probe_s_fault_handler_first(lab: Lab, where: str) -> None:
+    """In HIT_ACTIVE and HIT_SSDONE: one that declines leaves the fault to the guest, one that mends registers and says
+    true has the load done again; no hit is missed for it."""
+    good = lab.guest.address("count_target")
+    seen: list[tuple[int, bool]] = []
+    results: list[int] = []
+    mend = False
+
+    def call(probe: Kprobe, regs: Regs) -> None:
+        if len(results) < 2:
+            results.append(regs.call("probe_read", 0x10, returns=s32))
+
+    def fault(probe: Kprobe, regs: Regs, vector: int) -> bool:
+        nonlocal mend
+        seen.append((vector, regs.ip == lab.machine.cpu.pc))
+        for name in ("ax", "cx", "dx", "di", "si"):
+            if mend and getattr(regs, name) == 0x10:
+                setattr(regs, name, good)
+        mend, now = True, mend
+        return now
+
+    probe = Kprobe(symbol="target", fault_handler=fault, **{where: call})  # type: ignore[arg-type]
+    lab.probes.register(probe)
+    lab.machine.run(ROUNDS)
+    assert seen == [(14, True), (14, True)]
+    assert results == [-14, 0]
+    assert probe.nmissed == 0
+
+
 def test_a_breakpoint_of_a_debuggers_is_passed(lab: Lab) -> None:
     """Nobody could be asked in the middle of a handler; between calls it stops the machine as ever."""
     at = lab.guest.address("inner_target")

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from probes import Kprobe, Kretprobe, Manager, ProbeError, Regs, ReturnInstance
-from probes.core import Arm
+from probes.kprobe import Arm
 from tests.probes.returns import WAYS, End, Returns, Way, add_up
 from tests.support.embedded import power_on
 
