@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Final, TypeAlias, assert_never
 
 from emu.iface import Cpu, Machine, MemoryFault, Stop
-from emu.insn import MAX_INSN_SIZE, InvalidInstruction, decode
+from emu.insn import MAX_INSN_SIZE, Encoding, InvalidInstruction, decode
 from probes.arch import ProbeArch
 from probes.errors import ProbeError
 from probes.programs import Ended, Event, Exited, FileId, Forked, Mapped, ProgramFile, Programs, Region, Unmapped
@@ -34,6 +34,9 @@ Filter: TypeAlias = Callable[["Uprobe", Regs], object]
 _PIECE: Final = 4096  # read at a time of a string in a file
 _SHOWN: Final = 8  # addresses in a listing
 _REP: Final = frozenset((0xF2, 0xF3))
+_HEAD: Final = 5  # bytes of a program's file, of which the last says how wide its code is (gABI 4.1, EI_CLASS)
+_CLASS32: Final = b"\1"
+_UNDEFINED: Final = "AVX, which the guest's processor does not have: the instruction faults (#UD), and is never hit"
 
 
 class Uprobe:
@@ -70,13 +73,14 @@ class Uprobe:
         self.hits = 0
         self.ends = Ends()
         self.places: list[Place] = []  # where it stands; more than one only where the path has led to several files
+        self.undefined = False  # the instruction is known, and the guest's processor has none like it
 
     @property
     def notes(self) -> tuple[str, ...]:
         if self.registered and not self.places:
             missing = "" if self.symbol is None else f", or no {self.symbol} in what is in memory of it"
             return (f"waiting: the guest's kernel has no file {self.path} in its cache of names{missing}",)
-        return ()
+        return (_UNDEFINED,) if self.registered and self.undefined else ()
 
     def __repr__(self) -> str:
         where = f"{self.offset:#x}" if self.symbol is None else f"{self.symbol}+{self.offset:#x}"
@@ -138,7 +142,7 @@ class Uprobes:
         if self._unwatch is None:
             self._unwatch = self._programs.watch(self._tell)
             self._machine.breaks.client = self
-        probe.hits, probe.ends = 0, Ends()
+        probe.hits, probe.ends, probe.undefined = 0, Ends(), False
         probe.registered = True
         self._probes.append(probe)
         if file is not None:
@@ -194,6 +198,8 @@ class Uprobes:
 
     def info(self, probe: Uprobe) -> list[str]:
         """Where it stands now and what became of what it follows."""
+        if (file := self._programs.open(probe.path)) is not None:
+            self._look_at_instruction(probe, file)
         armed = self.addresses(probe)
         lines = [
             f"offset {place.offset:#x} of device {place.file.device:#x} inode {place.file.inode}"
@@ -278,7 +284,20 @@ class Uprobes:
         place = self._place(file.id, offset)
         place.probes.insert(0, probe)
         probe.places.append(place)
+        self._look_at_instruction(probe, file)
         self._machine.breaks.refresh()  # the page may have run in processes that are gone, at addresses that come again
+
+    def _look_at_instruction(self, probe: Uprobe, file: ProgramFile) -> None:
+        """Where its page is in memory, know whether the processor has it."""
+        place = next((place for place in probe.places if place.file == file.id), None)
+        if place is None:
+            return
+        try:
+            bits = 32 if file.read(0, _HEAD)[-1:] == _CLASS32 else 64
+            insn = decode(file.read(place.offset, MAX_INSN_SIZE), place.offset, bits)
+        except (MemoryFault, InvalidInstruction):
+            return
+        probe.undefined = insn.encoding in (Encoding.VEX, Encoding.EVEX, Encoding.XOP)
 
     def _place(self, file: FileId, offset: int) -> Place:
         """The one there, or a new one in every mapping there is."""
