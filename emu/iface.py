@@ -336,6 +336,10 @@ class TrapClient(Protocol):
         """
         ...
 
+    def on_rewritten(self) -> None:
+        """The guest has patched its text, and int3s stand over what it has put there. Between runs."""
+        ...
+
     def on_restore(self) -> None:
         """RAM and processor are those of another moment now: what was under way is not any more. Between runs."""
         ...

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from emu.iface import MachineError, Stop
 from emu.machine import Machine
 
-# Linux 5.10 to 6.12. Those that compare come first; the last four write, for whoever may call them besides.
+# Linux 5.10 to 6.12. Those that compare come first; the last five write, for whoever may call them besides.
 PATCHERS = (
     "jump_label_update",
     "__jump_label_update",
@@ -29,6 +29,7 @@ PATCHERS = (
     "text_poke_bp_batch",
     "text_poke",
     "text_poke_copy",
+    "text_poke_set",
     "text_poke_early",
 )
 _STACK = 8192  # bytes; THREAD_SIZE of i386, half of amd64's: an inner call of the same task lies less than that deeper
@@ -83,6 +84,8 @@ class PatchingGuard:
     def _put_back(self) -> None:
         if not self._calls:
             self._machine.text.put_back()
+            if self._machine.trap_client is not None:
+                self._machine.trap_client.on_rewritten()
 
     def _after_this_instruction(self, act: Callable[[], None]) -> None:
         """Bytes and hooks change places between two instructions, where nobody is in the middle of asking about one."""

@@ -315,11 +315,14 @@ class Kprobes:
 
     def _fault_in_handler(self, cpu: Cpu, vector: int) -> Verdict:
         """In guest code that a handler calls: kprobe_fault_handler() for HIT_ACTIVE and HIT_SSDONE."""
-        asked = (hit for hit in reversed(self._hits) if hit.status in (_HIT_ACTIVE, _HIT_SSDONE))
-        hit = next(asked, None)
-        if hit is not None and self._run_fault(cpu, hit.place, vector):
-            return Verdict.HANDLED
-        return Verdict.NOT_MINE
+        places = (hit.place for hit in reversed(self._hits) if hit.status in (_HIT_ACTIVE, _HIT_SSDONE))
+        place = next(places, None)
+        return Verdict.HANDLED if place is not None and self._run_fault(cpu, place, vector) else Verdict.NOT_MINE
+
+    def on_rewritten(self) -> None:
+        for place in self._places.values():
+            if place.armed is BackEnd.INT3 and not self._arch.arch_persists(place.prepared):
+                self._discard(place)
 
     def on_restore(self) -> None:
         self._hits.clear()

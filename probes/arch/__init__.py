@@ -122,6 +122,10 @@ class ProbeArch(Protocol):
         """At a hit: take over what the guest has made of the instruction since; False if it can't run out of line."""
         ...
 
+    def arch_persists(self, prepared: Prepared) -> bool:
+        """False where the guest has put code there that does not begin at this address, as far as can be told."""
+        ...
+
     def shorten(
         self,
         prepared: Prepared,

@@ -41,6 +41,7 @@ SLOT_SIZE: Final = 64
 _STEP_HALF: Final = 32
 _SP: Final = 4
 _BP: Final = 3  # the vector of int3
+_INT3, _RET = 0xCC, 0xC3
 _CX, _SI, _DI = 1, 6, 7
 _EMULATION_PREFIXES: Final = (b"\x0f\x0bkvm", b"\x0f\x0bxen")  # arch/x86/include/asm/emulate_prefix.h
 _PAGE: Final = 4096
@@ -215,6 +216,21 @@ class X86Arch:
         except (MachineError, InvalidInstruction, ProbeError):
             return False
         return True
+
+    def arch_persists(self, prepared: Prepared) -> bool:
+        probe = _ours(prepared)
+        insn = probe.insn
+        now = None if insn is None else self._machine.text.code(probe.address, insn.size)
+        if insn is None or now is None or insn.data.startswith(now):
+            return True
+        if now[0] == _INT3:
+            return False  # what Linux fills freed code with
+        try:
+            following = decode(self._read_code(probe.address), probe.address, self.convention.bits)
+        except (MemoryFault, InvalidInstruction):
+            return False
+        # Static keys, ftrace and static calls put one instruction in another's place, or a `ret` in a call's.
+        return following.size == insn.size or following.opcode == _RET
 
     def shorten(
         self,

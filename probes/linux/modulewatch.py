@@ -1,7 +1,8 @@
 """Modules as they come and go: the machine's symbols and the probes in them follow.
 
-Rules: the machine's thread. Three functions of the kernel's are probed, from when it has settled (before, nothing loads
-modules); what was loaded already is read then, and again when the machine goes to another moment. The functions, from
+Rules: the machine's thread. Functions of the kernel's are probed, from when it has settled (before, nothing loads
+modules); what was loaded already is read then, and again when the machine goes to another moment. Whatever else has
+code in such memory, BPF for one, is followed where it is freed. The functions, from
 5.10 to 6.12, kernel/module: a module's code is in its place and none of it has run at do_init_module(); it is there
 still, and none of it will run any more, at free_module(); ftrace_free_mem() says which of it goes when its
 initialisation is over.
@@ -9,6 +10,7 @@ initialisation is over.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections.abc import Callable
 from typing import Final
@@ -24,6 +26,9 @@ from probes.linux.system import Linux
 from probes.regs import Regs
 
 _COMES, _GOES, _INITIALISED = "do_init_module", "free_module", "ftrace_free_mem"
+_FREED: Final = ("module_memfree", "execmem_free")  # the second since 6.10; what BPF's code on i386 goes by, too
+_LARGEST: Final = 64 << 20  # bytes of an area for code
+_PAGE: Final = 4096
 _MODULE: Final = "struct module *"
 
 
@@ -47,7 +52,8 @@ class ModuleWatch:
         except NotAvailable:
             return
         self._started = True
-        wanted = ((_COMES, self._comes), (_GOES, self._goes), (_INITIALISED, self._initialised))
+        wanted = [(_COMES, self._comes), (_GOES, self._goes), (_INITIALISED, self._initialised)]
+        wanted += [(name, self._freed) for name in _FREED]
         for name, handler in wanted:
             try:
                 self._kprobes.register(Kprobe(symbol=name, pre_handler=handler))
@@ -106,6 +112,15 @@ class ModuleWatch:
         if module:
             self._kprobes.discard(regs.arg(2), regs.arg(3))
             self._read(module)
+
+    def _freed(self, kp: Kprobe, regs: Regs) -> None:
+        """The kernel unmaps an area of code; a page that is not there follows each."""
+        start = end = regs.arg(1)
+        with contextlib.suppress(iface.MemoryFault):
+            while end - start < _LARGEST:
+                regs.read(end, 1)
+                end += _PAGE
+        self._kprobes.discard(start, end)
 
     def _read(self, address: int) -> None:
         """Take in the symbols of the `struct module` there."""

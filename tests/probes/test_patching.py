@@ -11,17 +11,22 @@ from dataclasses import dataclass
 
 import pytest
 
-from emu.boot import GuestMachine
+from emu.boot import GuestMachine, restore
 from emu.insn import spans
-from probes import Kprobe, Manager
+from probes import Kprobe, Kretprobe, Manager
 from probes.errors import ProbeError
+from probes.kretprobe import ReturnInstance
+from probes.regs import Regs
 from tests.support.embedded import Guest, power_on
 from tests.support.kernels import another, run_shell
+from tests.support.programs import bring, build
 
 pytestmark = pytest.mark.boots
 
 TOGGLE = "echo {} > /proc/sys/kernel/sched_schedstats"
 NEWS = "dmesg | md5sum; for i in 1 2 3; do echo a | md5sum; done"
+FILTERED = "/bin/filtered; echo $?"
+BPF_FUNC = 0x30  # in struct bpf_prog, 6.1 to 6.12: the address of its code
 NEIGHBOURS = 2
 NOP5 = bytes.fromhex("0f1f440000")
 LOAD_1, LOAD_9 = bytes.fromhex("b801000000"), bytes.fromhex("b809000000")  # mov eax, 1 and 9
@@ -197,3 +202,31 @@ def test_a_probe_on_code_that_the_boot_has_freed_is_gone(name: str) -> None:
     assert caught.value.errno == errno.EINVAL
     manager.delete("all")
     assert machine.ram_sha256() == before
+
+
+@pytest.mark.parametrize("name", ["amd64", "6.12"])
+def test_a_probe_in_code_made_for_a_socket_filter_is_hit_and_gone_with_it(name: str) -> None:
+    """Shown: a filter's machine code is probed as soon as it is there and hit for each datagram; freed, filled with
+    int3 and partly used for the next filter, it is given up. The guest, its count of instructions and its RAM are as
+    bare."""
+    bare = another(name)
+    bring(bare, Manager(bare).linux, {"/bin/filtered": build("filtered.c", "-static", "-O1")})
+    probed = restore(bare.snapshot())
+    manager = Manager(probed)
+    made: list[Kprobe] = []
+
+    def compiled(instance: ReturnInstance, regs: Regs) -> None:
+        probe = Kprobe(addr=int.from_bytes(regs.read(regs.retval + BPF_FUNC, 8), "little"))
+        manager.register(probe)
+        made.append(probe)
+
+    manager.register(Kretprobe(kp=Kprobe(symbol="bpf_prog_select_runtime"), handler=compiled, shadow=True))
+    for command in ("echo 1 > /proc/sys/net/core/bpf_jit_enable; ip link set lo up", FILTERED, FILTERED, NEWS):
+        assert run_shell(probed, command) == run_shell(bare, command)
+    assert probed.instructions == bare.instructions
+    assert probed.ram_sha256() == bare.ram_sha256()
+    assert [probe.hits for probe in made] == [3, 3]
+    assert made[0].gone
+    for probe in made:
+        manager.unregister(probe)
+    assert probed.ram_sha256() == bare.ram_sha256()
