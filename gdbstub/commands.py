@@ -38,6 +38,7 @@ class RunOptions:
     """Files in `allow_scripts`."""
     allow_scripts: Path | None = None
     serve_dir: Path | None = None
+    sysroot: Path | None = None
     early: bool = False
     linux_limits: bool = False
     trace: TraceTarget | None = None

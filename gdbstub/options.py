@@ -242,6 +242,12 @@ def _add_common(sub: _Parser) -> None:
         help="let debuggers run Python files and load objects from this folder, as you",
     )
     probes.add_argument(
+        "--sysroot",
+        metavar="DIR",
+        type=Path,
+        help="copies of the guest's files, for the symbols of programs that are stripped or not in its memory",
+    )
+    probes.add_argument(
         "--trace",
         metavar="FILE",
         type=trace_target,
@@ -381,6 +387,7 @@ def _run_options(given: argparse.Namespace, fresh: dict[str, object]) -> RunOpti
         objects=tuple(given.objects),
         allow_scripts=given.allow_scripts,
         serve_dir=given.serve_dir,
+        sysroot=given.sysroot,
         trace_dir=given.trace_dir,
         early=given.early,
         linux_limits=given.linux_limits,

@@ -36,7 +36,7 @@ from gdbstub.outputs import Output, open_output, reader_is_gone
 from gdbstub.recording import Event, Recorder, Start, event_line, start_line
 from gdbstub.replay import Difference, Replay
 from gdbstub.scripts import HostScripts, ScriptFolder
-from gdbstub.servedir import ServedFolder
+from gdbstub.servedir import ServedFolder, open_copy
 from gdbstub.server import NewObserver, NewSession, Server
 from gdbstub.services import GuestSystem, MachineInspector, NamedSnapshots, TraceText, disassembler
 from gdbstub.session import Session
@@ -57,14 +57,16 @@ _LONGEST_LOG_TEXT = 2000  # characters, so that a line is written in one piece; 
 class Program:
     """Runs `machine` as `options` say, once. Made inside trio, for it is told things from the machine's thread.
 
-    `start` makes such a machine anew, for debuggers who go back to where it began.
+    `start` makes such a machine anew, for debuggers who go back to where it began. UsageError where the folder of
+    `sysroot` cannot be opened.
     """
 
     def __init__(self, machine: GuestMachine, options: RunOptions, start: Callable[[], GuestMachine]) -> None:
         self.machine = machine
         self._begin = start
         self.options = options
-        self.probes = Manager(machine, linux_limits=options.linux_limits)
+        copies = None if options.sysroot is None else partial(open_copy, _host_folder(options.sysroot))
+        self.probes = Manager(machine, linux_limits=options.linux_limits, copies=copies)
         self._ended = trio.Event()
         self._stop: iface.Stop | None = None  # what ended the run; None: the user
         self._outputs: list[Output] = []
@@ -94,10 +96,7 @@ class Program:
         self._prepare_objects()
         self._prepare_probes()
         if options.serve_dir is not None:
-            try:
-                self._served = ServedFolder(options.serve_dir)
-            except OSError as error:
-                raise UsageError(f"{options.serve_dir}: {(error.strerror or str(error)).lower()}") from error
+            self._served = _host_folder(options.serve_dir)
 
     def _is_for_a_person(self) -> bool:
         """Somebody types, or nothing would ever end a guest that skips its idle time at full speed."""
@@ -439,6 +438,13 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 def void(_: object) -> None:
     """For callables whose argument nobody wants."""
+
+
+def _host_folder(path: Path) -> ServedFolder:
+    try:
+        return ServedFolder(path)
+    except OSError as error:
+        raise UsageError(f"{path}: {(error.strerror or str(error)).lower()}") from error
 
 
 def _check_writable(path: Path | str | None) -> None:

@@ -1,4 +1,4 @@
-"""A folder of the host that debuggers may read: `--serve-dir`.
+"""A folder of the host that debuggers may read, `--serve-dir`, or name the symbols of, `--sysroot`.
 
 Rules: the only room that opens host files because a debugger says so; nothing is ever written. Paths are resolved as if
 the folder were the root of the file system, one component at a time, each opened beside the one before and never
@@ -12,10 +12,12 @@ import errno
 import os
 import stat
 from collections import deque
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
+from emu.iface import MemoryFault
 from gdbstub.files import FileErrno, FileError
 
 MAX_LINKS: Final = 40
@@ -111,6 +113,33 @@ class ServedFolder:
             else:
                 folders.append(_enter(folders[-1], name, opened))
         return folders[-1], "."
+
+
+class _Copy:
+    """A file of the folder as probes read one of the guest's; implements probes.programs.Copy."""
+
+    def __init__(self, file: HostFile) -> None:
+        self._file = file
+
+    def read(self, offset: int, size: int) -> bytes:
+        try:
+            return self._file.pread(size, offset)
+        except (FileError, OverflowError) as error:  # an offset that no file has
+            raise MemoryFault(offset) from error
+
+
+@contextmanager
+def open_copy(folder: ServedFolder, path: str) -> Iterator[_Copy | None]:
+    """The copy in `folder` of the guest's file at `path`, closed at the end; None where there is none to be read."""
+    try:
+        file = folder.open(path)
+    except FileError:
+        yield None
+        return
+    try:
+        yield _Copy(file)
+    finally:
+        file.close()
 
 
 def _link(folder: int, name: str) -> str | None:

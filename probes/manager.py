@@ -35,7 +35,7 @@ from probes.linux.programs import linux_programs
 from probes.linux.tasks import current_tasks
 from probes.lookup import did_you_mean
 from probes.objects import ObjectLoader
-from probes.programs import Programs
+from probes.programs import Copies, Programs
 from probes.refusals import Refusal
 from probes.regs import Regs
 from probes.room import Room
@@ -97,8 +97,8 @@ class Manager:
     """All probes of one machine.
 
     `arm` is the default back end; `settled` says the guest no longer patches its own code (see `Kprobes`); `tasks`
-    knows the current task. Both are left to the machine's guest where it knows. Being made, it becomes the machine's
-    trap client.
+    knows the current task. Both are left to the machine's guest where it knows. `copies` opens copies of the guest's
+    programs. Being made, it becomes the machine's trap client.
     """
 
     def __init__(
@@ -109,11 +109,13 @@ class Manager:
         settled: bool | None = None,
         tasks: TaskInfo | None = None,
         linux_limits: bool = False,
+        copies: Copies | None = None,
     ) -> None:
         arch = X86Arch(machine, self)
         self.trace = TraceRing()
         self._arch = arch
         self._uprobes: Uprobes | None = None
+        self._copies = copies
         self._machine = machine
         self._convention = arch.convention
         kernel = kernel_types(machine)
@@ -175,7 +177,7 @@ class Manager:
             programs: Programs | None = embedded_programs(self._machine, self._kprobes)
             if programs is None:
                 programs = linux_programs(self._machine, self.linux, self._kprobes)
-            self._uprobes = Uprobes(self._machine, self._arch, programs)
+            self._uprobes = Uprobes(self._machine, self._arch, programs, self._copies)
             self._kprobes.after_restore(self._uprobes.after_restore)
         return self._uprobes
 

@@ -7,6 +7,7 @@ Rules: types only, for the machine's thread. Who knows a guest's operating syste
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -95,6 +96,18 @@ class Exited:
     """This thread runs no more in user mode."""
 
     thread: int
+
+
+class Copy(Protocol):
+    """An open copy of a guest's file, with symbols that the guest's own may lack."""
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Less than `size` at its end; MemoryFault where it cannot be read."""
+        ...
+
+
+Copies: TypeAlias = Callable[[str], "AbstractContextManager[Copy | None]"]
+"""Opens the copy of the guest's file at a path; None where there is none."""
 
 
 Event: TypeAlias = Mapped | Unmapped | Forked | Ended | Exited

@@ -21,11 +21,12 @@ _HEADER: Final = {1: struct.Struct("<HHIIIIIHHHHHH"), 2: struct.Struct("<HHIQQQI
 _PROGRAM: Final = {1: struct.Struct("<8I"), 2: struct.Struct("<IIQQQQQQ")}
 _SECTION: Final = {1: struct.Struct("<10I"), 2: struct.Struct("<IIQQQQIIQQ")}
 _SYMBOL: Final = {1: struct.Struct("<IIIBBH"), 2: struct.Struct("<IBBHQQ")}
-_PT_LOAD, _PT_DYNAMIC = 1, 2
+_PT_LOAD, _PT_DYNAMIC, _PT_NOTE = 1, 2, 4
 _SHT_SYMTAB, _SHT_DYNSYM = 2, 11
 _DT_HASH, _DT_STRTAB, _DT_SYMTAB, _DT_STRSZ, _DT_GNU_HASH = 4, 5, 6, 10, 0x6FFFFEF5
 _STT_NOTYPE, _STT_FUNC, _STT_GNU_IFUNC = 0, 2, 10
 _MAX_HEADERS: Final = 1024
+_MAX_NOTE: Final = 4096  # bytes looked at of each; a build-id has 20
 _MAX_TABLE: Final = 64 << 20  # bytes; the largest programs' symbol tables have a tenth
 
 
@@ -37,6 +38,17 @@ def functions(read: Reader) -> dict[str, int]:
         return {}
 
 
+def identity(read: Reader) -> tuple[bytes, bytes] | None:
+    """What a program and its copies have in common, stripped or not: program headers and notes, where its build-id is.
+
+    None where that cannot be read, or it is no ELF program.
+    """
+    try:
+        return _Program(read).identity
+    except (MemoryFault, struct.error):
+        return None
+
+
 class _Program:
     def __init__(self, read: Reader) -> None:
         self._read = read
@@ -44,6 +56,8 @@ class _Program:
         self._class = ident[4] if ident[:4] == b"\x7fELF" and ident[5:6] == b"\1" and ident[4] in (1, 2) else 0
         self._loads: list[tuple[int, int, int]] = []  # (vaddr, size in the file, offset)
         self._dynamic: tuple[int, int] | None = None
+        self._notes: list[tuple[int, int]] = []
+        self._table = b""
         self._sections = 0, 0, 0
         if self._class:
             self._headers()
@@ -56,6 +70,7 @@ class _Program:
             self._sections = shoff, shnum, shentsize
         layout = _PROGRAM[self._class]
         table = self._exactly(phoff, min(phnum, _MAX_HEADERS) * layout.size)
+        self._table = table
         for fields in layout.iter_unpack(table):
             kind, offset, vaddr, size = fields[0], fields[1], fields[2], fields[4]
             if self._class == 2:
@@ -64,6 +79,13 @@ class _Program:
                 self._loads.append((vaddr, size, offset))
             elif kind == _PT_DYNAMIC:
                 self._dynamic = offset, size
+            elif kind == _PT_NOTE:
+                self._notes.append((offset, size))
+
+    @property
+    def identity(self) -> tuple[bytes, bytes] | None:
+        notes = b"".join(self._exactly(offset, min(size, _MAX_NOTE)) for offset, size in self._notes)
+        return (self._table, notes) if self._class else None
 
     def functions(self) -> dict[str, int]:
         found: dict[str, int] = {}

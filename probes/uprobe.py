@@ -15,6 +15,7 @@ import difflib
 import errno
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias, assert_never
 
@@ -22,8 +23,20 @@ from emu.iface import Cpu, Machine, MemoryFault, Stop
 from emu.insn import MAX_INSN_SIZE, Encoding, InvalidInstruction, decode
 from probes.arch import ProbeArch
 from probes.errors import ProbeError
-from probes.programs import Ended, Event, Exited, FileId, Forked, Mapped, ProgramFile, Programs, Region, Unmapped
-from probes.programsymbols import functions
+from probes.programs import (
+    Copies,
+    Ended,
+    Event,
+    Exited,
+    FileId,
+    Forked,
+    Mapped,
+    ProgramFile,
+    Programs,
+    Region,
+    Unmapped,
+)
+from probes.programsymbols import functions, identity
 from probes.regs import PATH_MAX, Regs
 from probes.uretprobe import LEAVING, End, Ends, UserReturn, UserReturns
 
@@ -107,17 +120,19 @@ class Place:
 
 
 class Uprobes:
-    """All uprobes of a machine, and its BreakClient."""
+    """All uprobes of a machine, and its BreakClient. `copies` have the symbols that are not in the guest's memory."""
 
-    def __init__(self, machine: Machine, arch: ProbeArch, programs: Programs) -> None:
+    def __init__(self, machine: Machine, arch: ProbeArch, programs: Programs, copies: Copies | None = None) -> None:
         self._machine = machine
         self._arch = arch
         self._programs = programs
+        self._copies: Copies = copies or (lambda path: nullcontext())
         self._probes: list[Uprobe] = []
         self._files: dict[FileId, dict[int, Place]] = {}
         self._sites: dict[int, dict[int, Place]] = {}  # address space -> address -> what is there
         self._users: Counter[int] = Counter()  # address -> in how many spaces it is a site or a watched return
         self._symbols: dict[FileId, dict[str, int]] = {}
+        self._copied: dict[FileId, dict[str, int]] = {}  # ... of copies
         self._following = False  # some probe wants returns
         self._unwatch: Callable[[], None] | None = None
         self._returns = UserReturns(machine, programs, self._use, self._unuse)
@@ -198,13 +213,16 @@ class Uprobes:
 
     def info(self, probe: Uprobe) -> list[str]:
         """Where it stands now and what became of what it follows."""
-        if (file := self._programs.open(probe.path)) is not None:
+        names: dict[str, int] = {}
+        file = self._programs.open(probe.path)
+        if file is not None:
             self._look_at_instruction(probe, file)
-        armed = self.addresses(probe)
-        lines = [
-            f"offset {place.offset:#x} of device {place.file.device:#x} inode {place.file.inode}"
-            for place in probe.places
-        ]
+            names = {**self._names(file), **self._copied_names(probe.path, file, strict=False)}
+        armed, lines = self.addresses(probe), []
+        for place in probe.places:
+            here = [name for name, at in names.items() if at == place.offset and file and file.id == place.file]
+            called = f", {here[0]}," if here else ""
+            lines.append(f"offset {place.offset:#x}{called} of device {place.file.device:#x} inode {place.file.inode}")
         shown = ", ".join(f"{address:#x} in space {space:#x}" for space, address in armed[:_SHOWN])
         more = f" and {len(armed) - _SHOWN} more" if len(armed) > _SHOWN else ""
         lines.append(f"in translated code at {shown}{more}" if armed else "mapped nowhere")
@@ -243,6 +261,7 @@ class Uprobes:
         self._returns.forget()
         self._machine.breaks.client = None
         self._symbols.clear()
+        self._copied.clear()
 
     # ------------------------------------------------------------------------------------------- files and mappings
 
@@ -251,6 +270,8 @@ class Uprobes:
         offset = probe.offset
         if probe.symbol is not None:
             names = self._names(file)
+            if probe.symbol not in names:
+                names = self._copied_names(probe.path, file, strict)
             if probe.symbol not in names:
                 return None
             offset += names[probe.symbol]
@@ -261,12 +282,14 @@ class Uprobes:
         return offset
 
     def _check_absence(self, probe: Uprobe, file: ProgramFile) -> None:
-        """ProbeError ENOENT where the whole file is in memory, and so all of its symbols were seen."""
+        """ProbeError ENOENT where all symbols were seen: the whole file is in memory, or a copy is here."""
+        copied = self._copied.get(file.id, {})
         try:
-            file.read(0, file.size)
+            if not copied:
+                file.read(0, file.size)
         except MemoryFault:
             return
-        near = difflib.get_close_matches(probe.symbol or "", self._names(file), n=3)
+        near = difflib.get_close_matches(probe.symbol or "", {**self._names(file), **copied}, n=3)
         hint = f"did you mean {', '.join(near)}?" if near else None
         raise ProbeError(errno.ENOENT, f"{probe.path} has no function {probe.symbol}", hint=hint)
 
@@ -274,6 +297,21 @@ class Uprobes:
         known = self._symbols.get(file.id)
         if not known:  # what could not be read then may be there now
             known = self._symbols[file.id] = functions(file.read)
+        return known
+
+    def _copied_names(self, path: str, file: ProgramFile, strict: bool) -> dict[str, int]:
+        """From the copy of it, if one is here. `strict`: ProbeError where that is of another program."""
+        known = self._copied.get(file.id)
+        if known is None:
+            with self._copies(path) as copy:
+                if copy is None:
+                    return {}
+                own = identity(file.read)
+                if own is not None and own != identity(copy.read):
+                    if strict:
+                        raise ProbeError(errno.EINVAL, f"the copy of {path} is of another program: its headers differ")
+                    return {}
+                known = self._copied[file.id] = functions(copy.read)
         return known
 
     def _attach(self, probe: Uprobe, file: ProgramFile) -> None:

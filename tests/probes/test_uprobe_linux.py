@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 
 import pytest
 
 from emu.boot import GuestMachine
 from emu.insn import spans
-from probes import Manager, Regs, Uprobe
+from gdbstub.servedir import ServedFolder, open_copy
+from probes import Manager, ProbeError, Regs, Uprobe
 from probes.programs import ProgramFile
 from probes.programsymbols import functions
 from tests.support.kernels import another, run_shell, type_line
@@ -171,3 +173,33 @@ def test_two_hundred_processes_while_probes_come_and_go() -> None:
             manager.unregister(probe)
         assert probe.ends.live == 0
     assert (machine.breaks.client, machine.breaks.armed, machine.text.armed_bytes()) == (None, [], before)
+
+
+def test_symbols_of_a_stripped_program_come_from_the_sysroot(tmp_path: Path) -> None:
+    """The copy has the names; one of another program is refused, and one behind a link that leads out is not there."""
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    (root / "bin").mkdir(parents=True)
+    outside.mkdir()
+    (root / "bin/cold").write_bytes(build(*COLD))
+    (root / "bin/other").write_bytes(build(*COLD32))
+    (outside / "cold").write_bytes(build(*COLD))
+    (root / "out").symlink_to(outside)
+    machine = another("amd64")
+    manager = Manager(machine, copies=functools.partial(open_copy, ServedFolder(root)))
+    program = build(*COLD)
+    stripped = program[:0x28] + bytes(8) + program[0x30:0x3C] + bytes(4) + program[0x40:]  # no section headers
+    bring(machine, manager.linux, dict.fromkeys(("/bin/cold", "/bin/other", "/out/cold"), stripped))
+    probe, late = Uprobe("/bin/cold", "cold"), Uprobe("/tmp/later", "cold")
+    manager.register(probe)
+    manager.register(late)
+    (root / "tmp").mkdir()
+    (root / "tmp/later").write_bytes(build(*COLD))
+    run_shell(machine, "cold; cp /bin/cold /tmp/later; /tmp/later; /tmp/later")
+    assert (probe.hits, late.hits) == (3, 6)
+    assert ", cold, of device" in manager.uprobes.info(probe)[0]
+    with pytest.raises(ProbeError, match="another program"):
+        manager.register(Uprobe("/bin/other", "cold"))
+    with pytest.raises(ProbeError, match="no function cold"):
+        manager.register(Uprobe("/out/cold", "cold"))
+    with pytest.raises(ProbeError, match="no function warm"):
+        manager.register(Uprobe("/bin/cold", "warm"))
