@@ -21,7 +21,8 @@ from emu.images.plan import Kernel
 from emu.symbols import Symbol
 
 _LIMIT = 64 << 20
-FRAMES, BTF = "frames", "btf"
+FRAMES, BTF = "frames2", "btf"
+"""File name endings; the first has the number of what makes it, so that older tables are made anew."""
 
 
 def keep(kernel: Kernel, path: str, symbols: Sequence[Symbol], progress: Progress = quiet) -> str:
