@@ -121,7 +121,8 @@ class CodeBreaks:
             if vaddr != self.lifted and not (vaddr == pc and self._is_resuming()) and self.client.stands(vaddr):
                 wanted.append(vaddr)
         if wanted:
-            starts = {pc + start for start, _ in spans(code, self._cpu.bits)}  # an int3 inside one would change it
+            starts = {pc}  # an int3 inside an instruction would change it; the last may be one only the engine knows
+            starts.update(pc + end for _, end in spans(code, self._cpu.bits))
             wanted = [vaddr for vaddr in wanted if vaddr in starts]
         if wanted:
             self._repeats = [vaddr for vaddr in wanted if REPEATED.match(code, vaddr - pc)]

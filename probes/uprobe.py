@@ -49,7 +49,7 @@ _SHOWN: Final = 8  # addresses in a listing
 _REP: Final = frozenset((0xF2, 0xF3))
 _HEAD: Final = 5  # bytes of a program's file, of which the last says how wide its code is (gABI 4.1, EI_CLASS)
 _CLASS32: Final = b"\1"
-_UNDEFINED: Final = "AVX, which the guest's processor does not have: the instruction faults (#UD), and is never hit"
+_UNDEFINED: Final = "AVX, which the guest's processor does not have: the instruction faults there (#UD)"
 
 
 class Uprobe:

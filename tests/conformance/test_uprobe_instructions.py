@@ -77,11 +77,10 @@ def test_the_probed_program_is_the_bare_one(case: Case) -> None:
     end, probe = probed(case)
     assert end == bare
     if case.is_avx:
-        assert (end.vector, probe.hits) == (UNDEFINED, 0)
+        assert (end.vector, probe.hits) == (UNDEFINED, case.name == "evex")  # VEX faults before anyone is asked
         assert "#UD" in probe.notes[0]
         return
-    assert probe.notes == ()
-    assert probe.hits == (case.name != "jmp66")
+    assert (probe.hits, probe.notes) == (1, ())
     if case.name in OF_THE_PROCESSOR:
         return
     if case.native == "-":
