@@ -183,17 +183,18 @@ class Runner:
         return told[0]
 
     def advance_at_once(
-        self, function: Callable[[], Stop], tell: Callable[[Stop], Result], *, final: bool = True
+        self, function: Callable[[], Stop | None], tell: Callable[[Stop], Result], *, final: bool = True
     ) -> Result | None:
         """As `advance`, in this thread, for what takes no longer than a blink: two switches of threads take as long as
-        a step. None where somebody has asked the machine to stop, so that `advance` must say what that means.
+        a step. None where `advance` must go on: `function` returned None, being not done, or somebody has asked the
+        machine to stop.
 
         RuntimeError unless `is_idle`.
         """
         if not self.is_idle():
             raise RuntimeError("advance_at_once while the machine's thread is busy")
         stop = function()
-        if isinstance(stop, Interrupted) and not self._break_requested:
+        if stop is None or (isinstance(stop, Interrupted) and not self._break_requested):
             return None
         self._break_requested = False
         told = tell(stop)

@@ -47,7 +47,8 @@ _LEAVING: Final = 0.25  # ... for a debugger that has closed to be noticed; a mo
 _MOMENT_MS: Final = 1  # that trio's thread waits for a packet itself, behind one that it has answered at once
 _IN_A_ROW: Final = 32  # of these, before everybody else has a turn
 _SHORT: Final = (b"g", b"G", b"p", b"P", b"m", b"M", b"x", b"X", b"s", b"H", b"T", b"vCont;")
-"""Packets whose answer takes less than a switch of threads does; those that resume, where `Session.is_short`."""
+"""Packets whose answer takes less than a switch of threads does; of those that resume, what `Session.advance_at_once`
+can do of it."""
 _GONE = (trio.BrokenResourceError, trio.ClosedResourceError)
 
 NewSession: TypeAlias = Callable[[Callable[[], None]], Session]
@@ -296,9 +297,9 @@ class Connection:
         """In this thread: the machine's has nothing to do."""
         session = self._session
         action = session.handle(payload)
-        if isinstance(action, Resume) and session.is_short(action):
+        if isinstance(action, Resume) and action.step:
             payloads = self._runner.advance_at_once(
-                partial(session.advance, action), self._tell, final=not session.extended
+                partial(session.advance_at_once, action), self._tell, final=not session.extended
             )
             if payloads is not None:
                 action = Send(payloads)

@@ -33,6 +33,8 @@ from gdbstub.tracepoints import Tracing
 MONITOR_STATUS: Final = "monitor-status+"
 """Our own feature word: a client that says it gets E01 after the text of a refused `qRcmd`, where gdb gets OK."""
 
+_AT_ONCE: Final = 32  # steps: in half a millisecond no client misses the server
+
 MAX_WAITING_LINES: Final = 4096  # of output that the client does not keep up with; the oldest go first
 
 
@@ -122,20 +124,30 @@ class Session(RunPackets, TargetPackets, BreakPackets, FilePackets, TracePackets
         """Run the guest as `resume` says. To be called again where somebody else's request ended it early."""
         if not resume.step:
             return self._machine.run()
-        while True:
-            stop = self._machine.step(into_interrupts=not self._step_bits & StepBits.NOIRQ)
-            if resume.stop_range is None or not isinstance(stop, Step):
-                return stop
-            first, end = resume.stop_range
-            if not first <= stop.pc < end:
-                return stop
-            hardware = self._stops_at(stop.pc)
-            if hardware is not None:
-                return Breakpoint(stop.pc, hardware)
+        while (stop := self._step_once(resume)) is None:
+            pass
+        return stop
 
-    def is_short(self, resume: Resume) -> bool:
-        """Whether `advance` will be over in no time: one instruction and no interrupt's handler."""
-        return resume.step and resume.stop_range is None and self._machine.is_step_short()
+    def advance_at_once(self, resume: Resume) -> Stop | None:
+        """As `advance` as far as that takes no time: a few steps, and no interrupt's handler; None where there is more
+        to do, which is left to `advance`."""
+        for _ in range(_AT_ONCE if resume.step else 0):
+            if not self._machine.is_step_short():
+                break
+            if (stop := self._step_once(resume)) is not None:
+                return stop
+        return None
+
+    def _step_once(self, resume: Resume) -> Stop | None:
+        """None within the range that is stepped through."""
+        stop = self._machine.step(into_interrupts=not self._step_bits & StepBits.NOIRQ)
+        if resume.stop_range is None or not isinstance(stop, Step):
+            return stop
+        first, end = resume.stop_range
+        if not first <= stop.pc < end:
+            return stop
+        hardware = self._stops_at(stop.pc)
+        return None if hardware is None else Breakpoint(stop.pc, hardware)
 
     def stopped(self, stop: Stop) -> tuple[bytes, ...]:
         """The payloads that tell of the end of a resume: console text where gdb has no word for it, then the reply."""

@@ -93,6 +93,30 @@ def test_a_thousand_steps_are_those_of_the_machine_alone(served: Served, bits: i
         assert served.call(lambda: served.machine.instructions) == alone.instructions > before + 1000
 
 
+def test_range_steps_end_where_the_machine_leaves_the_range(served: Served, bits: int):
+    """Short ranges, and one that holds all there is: there a breakpoint in the timer's handler ends the step, hundreds
+    of instructions on."""
+    pc = 16 if bits == 64 else 8
+    alone = near_a_tick(bits)
+    with closing(RawClient(served.address)) as client:
+        client.ask(b"?")
+        for size in (1, 2, 3, 1, 2, 3):
+            first = alone.registers.read(alone.registers.arch.pc)
+            while first <= (stop := alone.step()).pc < first + size:
+                pass
+            assert register(client.ask(b"vCont;r%x,%x:1" % (first, first + size)), pc) == stop.pc
+        assert served.call(lambda: served.machine.instructions) == alone.instructions
+        (target,) = alone.symbols.lookup("do_timer")
+        before = alone.instructions
+        alone.insert_breakpoint(target.address)
+        alone.run(1_000_000)
+        assert client.ask(b"Qqemu.sstep=1") == b"OK"  # interrupts are stepped into
+        client.ask(b"Z0,%x,1" % target.address)
+        reply = client.ask(b"vCont;r0,%x:1" % ((1 << bits) - 1))
+        assert register(reply, pc) == target.address
+        assert served.call(lambda: served.machine.instructions) == alone.instructions > before + 500
+
+
 def test_ctrl_c_behind_a_step_is_no_second_stop(served: Served):
     """The step has its reply, the interrupt none: it was over. A continue behind it is stopped by the next one."""
     with closing(RawClient(served.address)) as client:
@@ -145,4 +169,5 @@ async def test_nothing_is_done_at_once_while_the_machines_thread_is_busy():
         assert runner.is_idle()
         machine.request_stop()
         assert runner.advance_at_once(machine.step, lambda stop: stop) is None, "a stop that `advance` must judge"
+        assert runner.advance_at_once(lambda: None, lambda stop: stop) is None, "there is more to do"
         runner.resume()
