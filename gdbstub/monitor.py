@@ -49,6 +49,8 @@ class Probes(Protocol):
 
     def delete(self, pattern: str, /) -> Sequence[str]: ...
 
+    def places(self) -> Sequence[str]: ...
+
 
 class Trace(Protocol):
     """The ring of records that probe hits are written to."""
@@ -265,7 +267,7 @@ _EXCEPTIONS = 32  # the vectors that the processor itself raises
 _MAX_DUMP = 0x10000
 _FORMAT = re.compile(r"(\d*)([xduoci]?)([bhwg]?)([xduoci]?)")
 _SIZES = {"b": 1, "h": 2, "w": 4, "g": 8}
-_ARMING = {"disabled": None, "arm": "int3|hook"}
+_ARMING = {"disabled": None, "arm": "int3|hook", "pid": "N", "comm": "GLOB"}
 _KPROBE_OPTIONS = {**_ARMING, "pre": "SYMBOL", "post": "SYMBOL"}
 _JPROBE_OPTIONS = {**_ARMING, "entry": "SYMBOL"}
 _UPROBE_OPTIONS = {"disabled": None, "pid": "N", "comm": "GLOB"}
@@ -427,6 +429,14 @@ class Monitor:
         probes = self._probes()
         act = {"enable": probes.enable, "disable": probes.disable, "del": probes.delete}[arguments.choice]
         return act(arguments.words["NAME|GLOB|all"])
+
+    @command("probe list", "where probes of all kinds stand, as the kernel's kprobes/list", looks=True)
+    def probe_places(self, _arguments: Arguments) -> Sequence[str]:
+        return self._probes().places()
+
+    @command("probe reset", "remove every probe of every kind")
+    def probe_reset(self, _arguments: Arguments) -> Sequence[str]:
+        return self._probes().delete("all")
 
     @command("trace save FILE", "write the trace to a host file")
     def trace_save(self, arguments: Arguments) -> Sequence[str]:

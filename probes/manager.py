@@ -35,6 +35,7 @@ from probes.linux.programs import linux_programs
 from probes.linux.tasks import current_tasks
 from probes.lookup import did_you_mean
 from probes.objects import ObjectLoader
+from probes.placelist import place_line
 from probes.programs import Copies, Programs
 from probes.refusals import Refusal
 from probes.regs import Regs
@@ -553,6 +554,12 @@ class Manager:
                 self._switch_probe(probe, on)  # nothing changes, but one that is GONE is refused
             event.trace.enable(on)
         return [event.name for event in events]
+
+    def places(self) -> list[str]:
+        """Every probe of every event, as kprobes/list has them."""
+        symbols, word = self._machine.symbols, self._convention.word
+        events = self._events.values()
+        return [place_line(spec, probe, symbols, word) for event in events for spec, probe in event.parts]
 
     # Last, because from here on `list` means this method in the class's annotations.
     def list(self) -> list[str]:

@@ -78,6 +78,8 @@ def refusal(monitor: Monitor, text: str) -> str:
         ("  kprobe   enable  p* ", ("enable", "p*")),
         ("kprobe disable all", ("disable", "all")),
         ("kprobe del p1", ("delete", "p1")),
+        ("probe list", ("places",)),
+        ("probe reset", ("delete", "all")),
         ("trace", ("lines", None)),
         ("trace 20", ("lines", 20)),
         ("trace on", ("enable", True)),
@@ -101,6 +103,14 @@ def test_definition_keeps_its_spaces_and_quotes(monitor: Monitor, recorder: Reco
     assert recorder.calls == [("add", "kprobe", definition, {"disabled": True, "arm": "hook"})]
 
 
+@pytest.mark.parametrize("kind", ["kprobe", "kretprobe"])
+def test_probes_take_the_options_of_the_interface(monitor: Monitor, recorder: Recorder, kind: str):
+    """Whose hits count and what is called at one, each before the definition."""
+    lines(monitor, f"{kind} add --pid 5 --comm sh* --pre before --post after r:e vfs_read")
+    options = {"pid": "5", "comm": "sh*", "pre": "before", "post": "after"}
+    assert recorder.calls == [("add", kind, "r:e vfs_read", options)]
+
+
 def test_unknown_option_is_refused_with_a_suggestion(monitor: Monitor, recorder: Recorder):
     """Not taken for the start of the definition."""
     assert "did you mean --disabled?" in refusal(monitor, "kprobe add --disable p vfs_read")
@@ -114,7 +124,7 @@ def test_option_without_its_value_is_refused(monitor: Monitor):
 
 def test_unknown_command_suggests_the_nearest(monitor: Monitor):
     """One line, with a way on."""
-    known = "kprobe, uprobe, jprobe"
+    known = "kprobe, probe, uprobe"
     assert refusal(monitor, "kprob list") == f"unknown command 'kprob'; did you mean {known}? (try `help`)"
 
 

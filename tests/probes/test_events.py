@@ -194,3 +194,16 @@ def test_a_boundary_refusal_points_at_the_place(machine: ProbedMachine, manager:
     with pytest.raises(ProbeError) as refused:
         manager.add("kprobe", "p:e open+2 %ax")
     assert (refused.value.errno, refused.value.column, refused.value.token) == (errno.EILSEQ, 4, "BAD_INSN_BNDRY")
+
+
+def test_places_are_listed_as_debugfs_does(machine: ProbedMachine, manager: Manager) -> None:
+    """Address, kind, symbol+0xoffset and flags, each event's probes in the order of definition."""
+    manager.add("kprobe", "p:one open+1")
+    manager.add("kretprobe", "r:two close $retval", {"disabled": True})
+    digits = machine.bits // 4
+    assert manager.places() == [
+        f"{TEXT + 1:0{digits}x}  k  open+0x1",
+        f"{TEXT + 0x40:0{digits}x}  r  close+0x0  [DISABLED]",
+    ]
+    manager.delete("all")
+    assert manager.places() == []
