@@ -7,9 +7,10 @@ import sys
 
 
 def main() -> int:
-    """The command line; Ctrl-C or SIGTERM while the program is still being loaded ends it as later."""
+    """The command line; Ctrl-C, SIGTERM or SIGHUP while the program is still being loaded ends it as later."""
     try:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.default_int_handler)
         from gdbstub.cli import main as run
 
         return run()

@@ -92,12 +92,12 @@ def _machine(command: Boot | Load) -> GuestMachine:
             command.kernel,
             initrd=command.initrd,
             append=command.append,
-            memory=command.memory or KERNEL_MEMORY,
+            memory=KERNEL_MEMORY if command.memory is None else command.memory,
             add=command.add,
             command=command.run.execute,
             progress=say,
         )
-    memory = command.memory or IMAGE_MEMORY
+    memory = IMAGE_MEMORY if command.memory is None else command.memory
     if command.image in EMBEDDED:
         return boot_embedded(EMBEDDED[command.image], command.append or EMBEDDED_WORK, memory=memory)
     return load(

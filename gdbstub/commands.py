@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from gdbstub.address import Address, Tcp
+from probes.kprobe import Arm
 
 ConsolePlace: TypeAlias = Literal["stdio", "none"] | Path | Tcp
 TraceFormat: TypeAlias = Literal["txt", "jsonl", "pftrace", "parquet"]
@@ -40,6 +41,7 @@ class RunOptions:
     serve_dir: Path | None = None
     sysroot: Path | None = None
     early: bool = False
+    arm: Arm = "auto"
     linux_limits: bool = False
     trace: TraceTarget | None = None
     trace_dir: Path | None = None

@@ -224,6 +224,12 @@ def _add_common(sub: _Parser) -> None:
         help="arm at the first instruction, not when the kernel has done patching itself",
     )
     probes.add_argument(
+        "--arm",
+        choices=("auto", "int3", "hook"),
+        default="auto",
+        help="by an int3 and a slot, by hooks that change no byte but slow the machine, or by what fits (default)",
+    )
+    probes.add_argument(
         "--linux-limits", action="store_true", help="refuse the probes that the guest's own kernel would refuse"
     )
     probes.add_argument(
@@ -390,6 +396,7 @@ def _run_options(given: argparse.Namespace, fresh: dict[str, object]) -> RunOpti
         sysroot=given.sysroot,
         trace_dir=given.trace_dir,
         early=given.early,
+        arm=given.arm,
         linux_limits=given.linux_limits,
         trace=given.trace,
         console=place,

@@ -66,7 +66,7 @@ class Program:
         self._begin = start
         self.options = options
         copies = None if options.sysroot is None else partial(open_copy, _host_folder(options.sysroot))
-        self.probes = Manager(machine, linux_limits=options.linux_limits, copies=copies)
+        self.probes = Manager(machine, arm=options.arm, linux_limits=options.linux_limits, copies=copies)
         self._ended = trio.Event()
         self._stop: iface.Stop | None = None  # what ended the run; None: the user
         self._outputs: list[Output] = []
@@ -238,7 +238,7 @@ class Program:
     async def run(self) -> Outcome:
         """Until the guest ends or the user does. UsageError where a listener, the console or a file cannot be had."""
         try:
-            with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
                 async with open_runner(self.machine, paused=True) as runner, trio.open_nursery() as nursery:
                     nursery.start_soon(self._watch_signals, signals)
                     nursery.start_soon(self._watch_guest, runner)

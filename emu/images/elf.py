@@ -20,7 +20,7 @@ _MACHINES = {(1, 3): 32, (2, 62): 64}
 """(EI_CLASS, e_machine) -> bits: ELFCLASS32 with EM_386, ELFCLASS64 with EM_X86_64. Nothing else runs here."""
 _MACHINE_NAMES = {8: "MIPS", 20: "PowerPC", 22: "S/390", 40: "ARM", 183: "AArch64", 243: "RISC-V", 258: "LoongArch"}
 
-_PT_LOAD, _PT_NOTE = 1, 4
+_PT_LOAD, _PT_INTERP, _PT_NOTE = 1, 3, 4
 _SHT_SYMTAB, _SHT_NOBITS, _SHT_DYNSYM = 2, 8, 11
 _SHF_WRITE, _SHF_ALLOC, _SHF_EXECINSTR = 1, 2, 4
 _SHN_ABS = 0xFFF1
@@ -270,6 +270,8 @@ def load_elf(path: str, data: Bytes, *, entry: int | None = None, bits: int | No
     if bits == 16:
         raise ImageError(path, "an ELF file starts in 32 or 64 bits, not 16")
     elf = ElfFile(path, data)
+    if any(program.kind == _PT_INTERP for program in elf.programs):
+        raise ImageError(path, "a program for an operating system: it asks for a dynamic linker, and none is here")
     segments = elf.segments()
     start_at = elf.physical_entry(entry)
     own, start = flat_start(path, segments, start_at, bits or elf.bits)

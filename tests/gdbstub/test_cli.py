@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -117,6 +118,8 @@ def test_a_defect_outside_of_it_is_status_4_too(run: Run, monkeypatch: pytest.Mo
         (["load", "embedded", "--memory", "3K"], "multiple of 2 MiB"),
         (["load", "embedded", "--append", "é"], "ASCII"),
         (["load", "embedded", "--listen", "unix:/nonexistent/s"], "cannot listen on unix:/nonexistent/s"),
+        (["load", "embedded", "--memory", "0"], "memory size 0 is not possible"),
+        (["load", sys.executable], "a program for an operating system"),
         (["load", "embedded", "--trace", "/nonexistent/t.txt"], "/nonexistent/t.txt: no such file or directory"),
         (["load", "embedded", "--console", "/nonexistent/c"], "/nonexistent/c: no such file or directory"),
         (["load", "embedded", "--log", "int", "--log-file", "/"], "/: is a directory"),
@@ -255,6 +258,15 @@ def test_trace_as_text_on_standard_output(run: Run, image: str):
     assert len(lines) == 100
     assert ": open: (do_open+0x0/" in lines[7]
     assert lines[7].endswith(') file="/file/007" flags=7')
+
+
+def test_arm_says_how_probes_are_armed(run: Run):
+    """By hook the hits are the same; by int3 alone, one whose page the guest has not mapped yet is refused."""
+    words = ("embedded", "--probe", OPEN, "--trace", "-", "--until", "embedded: done")
+    assert run(*words, "--arm", "hook").out == run(*words).out != ""
+    refused = run(*words, "--arm", "int3")
+    assert refused.status == 2
+    assert "EFAULT" in refused.err
 
 
 def test_trace_format_follows_the_suffix(run: Run, tmp_path: Path):

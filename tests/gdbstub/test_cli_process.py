@@ -157,7 +157,7 @@ def test_log_rsp_has_packets_of_both_directions():
 # ------------------------------------------------------------------------------------------------------------ the end
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("arguments", [IDLE, BUSY, (*IDLE, "--wait")], ids=["idle", "busy", "held"])
 def test_a_signal_ends_it_with_0(arguments: tuple[str, ...], number: signal.Signals):
     """Whatever the guest is doing, and without a word."""
