@@ -66,6 +66,13 @@ class Breakpoint:
     hardware: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class ProbeStop:
+    """A probe asked for it. About to execute the instruction at `pc`, where it stands."""
+
+    pc: int
+
+
 class WatchKind(enum.Enum):
     """Which accesses a watchpoint stops after, in GDB's words."""
 
@@ -180,6 +187,7 @@ class Defect:
 
 Stop: TypeAlias = (
     Breakpoint
+    | ProbeStop
     | Watchpoint
     | ExceptionRaised
     | Step

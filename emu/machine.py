@@ -19,6 +19,7 @@ from emu.iface import (
     Interrupted,
     MachineError,
     MemoryFault,
+    ProbeStop,
     Step,
     Stop,
     WatchKind,
@@ -159,7 +160,7 @@ class Machine(RunLoop):
         self._settle_breakpoints()
         self.watched.forget()
         stop = self._reported(self._guarded(lambda: self._step(into_interrupts)))
-        if not isinstance(stop, Breakpoint):
+        if not isinstance(stop, Breakpoint | ProbeStop):
             self._skip_breakpoint = None
         return stop
 

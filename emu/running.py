@@ -31,6 +31,7 @@ from emu.iface import (
     Interrupted,
     MemoryFault,
     PowerOff,
+    ProbeStop,
     Reset,
     Stop,
     TrapClient,
@@ -147,7 +148,7 @@ class RunLoop(Events):
 
     def _reported(self, stop: Stop) -> Stop:
         """Keep in mind which breakpoint need not be reported again when the guest goes on."""
-        if isinstance(stop, Breakpoint):
+        if isinstance(stop, Breakpoint | ProbeStop):
             self._skip_breakpoint, self._skip_since = (stop.pc, self.cpu.gpr[4]), self.clock.instructions
         return stop
 

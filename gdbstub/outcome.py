@@ -66,6 +66,8 @@ def _judge(stop: iface.Stop | None) -> tuple[int, str]:
             return DEFECT, f"a defect of gdbstub; please report this:\n{report}"
         case iface.Breakpoint(pc=pc) | iface.Watchpoint(pc=pc) | iface.Step(pc=pc) | iface.Interrupted(pc=pc):
             return SUCCESS, f"stopped at {pc:#x}"
+        case iface.ProbeStop(pc=pc):
+            return SUCCESS, f"stopped at {pc:#x}"
         case iface.ExceptionRaised(pc=pc, vector=vector):
             return SUCCESS, f"stopped at {pc:#x}, before exception {vector}"
 

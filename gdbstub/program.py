@@ -29,7 +29,7 @@ from gdbstub.address import AddressError, Stdio, Tcp
 from gdbstub.commands import LogTopic, RunOptions
 from gdbstub.console import ConsoleError, Keyboard, serve_tcp, type_in
 from gdbstub.files import FileTree
-from gdbstub.monitor import Monitor, Services
+from gdbstub.monitor import Monitor
 from gdbstub.observe import ObserverSession
 from gdbstub.outcome import SUCCESS, USAGE, Outcome, UsageError, judge, summary
 from gdbstub.outputs import Output, open_output, reader_is_gone
@@ -38,7 +38,7 @@ from gdbstub.replay import Difference, Replay
 from gdbstub.scripts import HostScripts, ScriptFolder
 from gdbstub.servedir import ServedFolder, open_copy
 from gdbstub.server import NewObserver, NewSession, Server
-from gdbstub.services import GuestSystem, MachineInspector, NamedSnapshots, TraceText, disassembler
+from gdbstub.services import services
 from gdbstub.session import Session
 from gdbstub.terminal import say, show_status
 from gdbstub.tracefiles import TraceFolder
@@ -47,7 +47,6 @@ from probes.errors import ProbeError
 from probes.export import Export, open_export
 from probes.manager import Manager
 from probes.spec import is_uprobe
-from probes.tracefs import Tracefs
 
 EXEC_FILE = "/vmlinux"
 _STATUS_SECONDS = 0.5
@@ -356,21 +355,9 @@ class Program:
     def _sessions(self) -> tuple[NewSession, NewObserver]:
         """What makes the session of a debugger, noted by the recorder where there is one, and that of an observer."""
         machine = self.machine
-        monitor = Monitor(
-            Services(
-                machine=machine,
-                probes=self.probes,
-                trace=TraceText(self.probes, self._trace_folder()),
-                tracefs=Tracefs(self.probes),
-                inspector=MachineInspector(machine, self.probes),
-                snapshots=NamedSnapshots(machine),
-                disassemble=disassembler(machine),
-                scripts=self._scripts,
-                system=GuestSystem(self.probes),
-                types=lambda: self.probes.types,
-                quit=lambda: self._token.run_sync_soon(self.end),
-            )
-        )
+        quit_soon = partial(self._token.run_sync_soon, self.end)
+        found = services(machine, self.probes, quit=quit_soon, folder=self._trace_folder())
+        monitor = Monitor(replace(found, scripts=self._scripts))
         files = self._files()
         arch = machine.registers.arch
         tracing = Tracing(machine, arch, self.probes)

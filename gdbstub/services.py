@@ -14,14 +14,34 @@ from emu.iface import MachineError
 from emu.insn import MAX_INSN_SIZE, InvalidInstruction, decode
 from emu.paging import Page, mappings
 from emu.snapshot import CHUNK, Snapshot
+from gdbstub.monitor import Services
 from gdbstub.tracefiles import TraceFolder
 from probes.linux import report
 from probes.manager import Manager
 from probes.trace import Record
+from probes.tracefs import Tracefs
 
 _MAX_LINES = 4_000  # of one reply
 _MAX_INSTRUCTIONS = 1_000  # of one disassembly
 _MAX_SNAPSHOTS = 8  # each may hold as much as the guest's RAM
+
+
+def services(
+    machine: GuestMachine, probes: Manager, *, quit: Callable[[], None], folder: TraceFolder | None = None
+) -> Services:
+    """All there is for a machine and its probes; `folder` is where traces may be saved."""
+    return Services(
+        machine=machine,
+        probes=probes,
+        trace=TraceText(probes, folder),
+        tracefs=Tracefs(probes),
+        inspector=MachineInspector(machine, probes),
+        snapshots=NamedSnapshots(machine),
+        disassemble=disassembler(machine),
+        system=GuestSystem(probes),
+        types=lambda: probes.types,
+        quit=quit,
+    )
 
 
 class MachineInspector:

@@ -22,10 +22,10 @@ from emu.runner import Runner, open_runner
 from gdbstub.address import Tcp, parse_address
 from gdbstub.client import run_monitor_command
 from gdbstub.files import FileTree
-from gdbstub.monitor import Monitor, Services
+from gdbstub.monitor import Monitor
 from gdbstub.observe import ObserverSession
 from gdbstub.server import Server
-from gdbstub.services import MachineInspector, NamedSnapshots, TraceText
+from gdbstub.services import services
 from gdbstub.session import Session
 from probes.manager import Manager
 
@@ -158,15 +158,7 @@ def _sessions(
 ) -> Callable[[Callable[[], None]], Session]:
     guest = machine.guest
     token = trio.lowlevel.current_trio_token()
-    services = Services(
-        machine=machine,
-        probes=probes,
-        trace=TraceText(probes),
-        inspector=MachineInspector(machine, probes),
-        snapshots=NamedSnapshots(machine),
-        quit=lambda: token.run_sync_soon(end),
-    )
-    monitor = Monitor(services)
+    monitor = Monitor(services(machine, probes, quit=lambda: token.run_sync_soon(end)))
 
     def symbols() -> bytes:
         return symbol_elf(

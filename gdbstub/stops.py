@@ -20,6 +20,7 @@ from emu.iface import (
     Interrupted,
     Panic,
     PowerOff,
+    ProbeStop,
     Reset,
     Step,
     Stop,
@@ -68,7 +69,7 @@ def exit_status(stop: Stop | None) -> int | None:
             return 0 if requested else 3
         case GuestExit(status):
             return status
-        case None | Breakpoint() | Watchpoint() | ExceptionRaised() | Step() | Interrupted():
+        case None | Breakpoint() | ProbeStop() | Watchpoint() | ExceptionRaised() | Step() | Interrupted():
             return None
         case Halted() | TripleFault() | Panic() | Defect():
             return None
@@ -110,6 +111,8 @@ def explain(stop: Stop) -> str:
     match stop:
         case Breakpoint() | Watchpoint() | Step() | Interrupted():
             return ""
+        case ProbeStop(pc):
+            return f"A probe at {pc:#x} stopped the guest.\n"
         case Budget(instructions):
             return f"The budget of {instructions} instructions is used up.\n"
         case ConsoleMatch(text):

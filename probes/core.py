@@ -15,7 +15,7 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from emu.iface import BackEnd, Breakpoint, CallAborted, Cpu, Machine, MemoryFault, Stop, Verdict
+from emu.iface import BackEnd, CallAborted, Cpu, Machine, MemoryFault, ProbeStop, Stop, Verdict
 from probes.arch import Begin, Finish, Prepared, ProbeArch, Short
 from probes.calls import Calls
 from probes.errors import ProbeError, errno_name
@@ -242,7 +242,7 @@ class Kprobes:
                     self._hits.pop()
                     self._halting = None
                     self._stopped = None if skipped else (pc, self._machine.clock.instructions)
-                    return Breakpoint(cpu.pc)
+                    return ProbeStop(cpu.pc)
                 if skipped:
                     self._arch.skip(back_end)
                     self._hits.pop()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from emu import GuestMachine
-from emu.iface import Breakpoint
+from emu.iface import ProbeStop
 from probes import Manager
 from probes.tracefs import Tracefs
 from tests.support.kernels import COMMAND_BUDGET, run_shell, type_line
@@ -33,7 +33,7 @@ def test_a_stock_kernel_is_steered_by_triggers(linux: GuestMachine) -> None:
     hits = manager.status()[0].hits
     type_line(linux, "cat /proc/version")
     (function,) = linux.symbols.lookup("do_sys_openat2")
-    assert linux.run(COMMAND_BUDGET) == Breakpoint(function.address)
+    assert linux.run(COMMAND_BUDGET) == ProbeStop(function.address)
     assert manager.status()[0].hits == hits + 1
     linux.run(1_000_000)
     assert manager.status()[0].missed == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from emu.iface import Breakpoint, Verdict
+from emu.iface import ProbeStop, Verdict
 from probes import Manager, ProbeError
 from probes.tracefs import Tracefs, redirection
 from tests.support.fake_cpu import ProbedMachine
@@ -195,7 +195,7 @@ def test_stop_is_a_breakpoint_that_is_met_once(machine: ProbedMachine, manager: 
     echo(files, f"'stop if n == 7' > {OPEN}/trigger")
     assert isinstance(machine.hit(TEXT), Verdict)
     machine.cpu.gpr[0] = 7
-    assert machine.hit(TEXT) == Breakpoint(TEXT)
+    assert machine.hit(TEXT) == ProbeStop(TEXT)
     machine.uncount(1)  # the int3, as the machine does for every stop
     assert isinstance(machine.hit(TEXT), Verdict)
     assert (len(manager.trace), manager.status()[0].hits) == (2, 2)
