@@ -80,6 +80,8 @@ class Machine(RunLoop):
             cpu.set_segment(1, gdt.code, 0, 0xFFFFFFFF, FLAT_CODE64 if start.mode == "long" else FLAT_CODE32)
         cpu.hflags = 0
         cpu.recompute_hflags()
+        self.registers.write("fctrl", 0x40)  # of the x87 and SSE what a reset leaves (SDM vol. 3, table 9-1)
+        self.registers.write("mxcsr", 0x1F80)
         for name, value in registers.items():
             if name not in ("cr0", "cr3", "cr4"):
                 self.registers.write(name, value)

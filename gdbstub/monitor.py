@@ -125,7 +125,7 @@ class Tracefs(Protocol):
 
     def read(self, path: str, /) -> str: ...
 
-    def write(self, path: str, text: str, /, *, append: bool) -> None: ...
+    def write(self, path: str, text: str, /, *, append: bool) -> Sequence[str]: ...
 
     def list(self, path: str = "", /) -> Sequence[str]: ...
 
@@ -493,8 +493,7 @@ class Monitor:
     @command("echo TEXT", "'TEXT' > FILE or >> FILE: write to a file of tracefs, e.g. kprobe_events")
     def echo(self, arguments: Arguments) -> Sequence[str]:
         text, file, append = redirection(arguments.words["TEXT"])
-        self._tracefs().write(file, text, append=append)
-        return []
+        return self._tracefs().write(file, text, append=append)
 
     @command("cat FILE", "read a file of tracefs, e.g. trace, events/kprobes/open/hist")
     def cat(self, arguments: Arguments) -> Sequence[str]:

@@ -43,6 +43,7 @@ class Tracefs:
         self._manager = manager
         self._events = manager.events
         self._ring = manager.trace
+        self._notes: list[str] = []  # of the write in progress
         self._files: Mapping[str, _File] = {
             "available_events": _File(self._names),
             "buffer_size_kb": _File(lambda: f"{self._ring.size // _KIB}\n", self._resize),
@@ -67,12 +68,14 @@ class Tracefs:
             raise ProbeError(errno.EACCES, f"{path} cannot be read")
         return file.read()
 
-    def write(self, path: str, text: str, *, append: bool) -> None:
-        """What `echo TEXT > path` does, and with `append` `>>`."""
+    def write(self, path: str, text: str, *, append: bool) -> list[str]:
+        """What `echo TEXT > path` does, and with `append` `>>`. -> notes, such as what Linux would have refused."""
         file = self._find(path)
         if file.write is None:
             raise ProbeError(errno.EACCES, f"{path} cannot be written")
+        self._notes = []
         file.write(text, append)
+        return self._notes
 
     # ------------------------------------------------------------------------------------------------------- the tree
 
@@ -150,7 +153,8 @@ class Tracefs:
             words = line.split()
             kind = "uprobe" if len(words) > 1 and "/" in words[1] else "kprobe"
         try:
-            self._manager.add(kind, line, {"disabled": True})
+            said = self._manager.add(kind, line, {"disabled": True})
+            self._notes += [text for text in said if text.startswith("note: ")]
         except ProbeError as error:
             if error.token is not None:
                 self._events.log_error(f"trace_{kind}", error)

@@ -163,3 +163,9 @@ def test_what_the_processor_would_not_take_is_refused(name: str, value: int):
     with pytest.raises(MachineError):
         registers.write(name, value)
     assert registers.read_many(registers.arch.names) == before
+
+
+def test_x87_and_sse_begin_as_after_a_reset() -> None:
+    """SDM vol. 3, table 9-1: every exception of SSE masked, the x87 as before its first FNINIT."""
+    registers = boot_embedded(64).registers
+    assert (registers.read("fctrl"), registers.read("ftag"), registers.read("mxcsr")) == (0x40, 0x5555, 0x1F80)
