@@ -49,7 +49,9 @@ class Probes(Protocol):
 
     def delete(self, pattern: str, /) -> Sequence[str]: ...
 
-    def places(self) -> Sequence[str]: ...
+    def kernel_list(self) -> Sequence[str]: ...
+
+    def reset(self) -> Sequence[str]: ...
 
 
 class Trace(Protocol):
@@ -267,10 +269,10 @@ _EXCEPTIONS = 32  # the vectors that the processor itself raises
 _MAX_DUMP = 0x10000
 _FORMAT = re.compile(r"(\d*)([xduoci]?)([bhwg]?)([xduoci]?)")
 _SIZES = {"b": 1, "h": 2, "w": 4, "g": 8}
-_ARMING = {"disabled": None, "arm": "int3|hook", "pid": "N", "comm": "GLOB"}
+_HITS = {"disabled": None, "pid": "N", "comm": "GLOB"}
+_ARMING = {**_HITS, "arm": "int3|hook"}
 _KPROBE_OPTIONS = {**_ARMING, "pre": "SYMBOL", "post": "SYMBOL"}
 _JPROBE_OPTIONS = {**_ARMING, "entry": "SYMBOL"}
-_UPROBE_OPTIONS = {"disabled": None, "pid": "N", "comm": "GLOB"}
 _KRETPROBE_OPTIONS = {**_KPROBE_OPTIONS, "maxactive": "N", "shadow": None, "trampoline": None}
 
 
@@ -403,7 +405,7 @@ class Monitor:
     def return_probe_add(self, arguments: Arguments) -> Sequence[str]:
         return self._probes().add("kretprobe", arguments.words["DEF"], arguments.options)
 
-    @command("uprobe add [OPTIONS] DEF", "probe a program: uprobe_events line, PATH:SYMBOL[+OFF]", _UPROBE_OPTIONS)
+    @command("uprobe add [OPTIONS] DEF", "probe a program: uprobe_events line, PATH:SYMBOL[+OFF]", _HITS)
     def program_probe_add(self, arguments: Arguments) -> Sequence[str]:
         return self._probes().add("uprobe", arguments.words["DEF"], arguments.options)
 
@@ -413,6 +415,14 @@ class Monitor:
     @command("uprobe list", "the same", looks=True)
     def probe_list(self, _arguments: Arguments) -> Sequence[str]:
         return self._probes().list()
+
+    @command("probe list", "probes of all kinds, as the kernel's /sys/kernel/debug/kprobes/list", looks=True)
+    def kernel_list(self, _arguments: Arguments) -> Sequence[str]:
+        return self._probes().kernel_list()
+
+    @command("probe reset", "remove every probe of every kind")
+    def probe_reset(self, _arguments: Arguments) -> Sequence[str]:
+        return self._probes().reset()
 
     @command("jprobe info NAME", "all about one probe", looks=True)
     @command("kprobe info NAME", "all about one probe", looks=True)
@@ -429,14 +439,6 @@ class Monitor:
         probes = self._probes()
         act = {"enable": probes.enable, "disable": probes.disable, "del": probes.delete}[arguments.choice]
         return act(arguments.words["NAME|GLOB|all"])
-
-    @command("probe list", "where probes of all kinds stand, as the kernel's kprobes/list", looks=True)
-    def probe_places(self, _arguments: Arguments) -> Sequence[str]:
-        return self._probes().places()
-
-    @command("probe reset", "remove every probe of every kind")
-    def probe_reset(self, _arguments: Arguments) -> Sequence[str]:
-        return self._probes().delete("all")
 
     @command("trace save FILE", "write the trace to a host file")
     def trace_save(self, arguments: Arguments) -> Sequence[str]:

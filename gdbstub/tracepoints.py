@@ -225,7 +225,7 @@ class Tracing:
         # Following starts at the probed instruction itself, so that must not run in a slot.
         probe = Kprobe(addr=point.address, pre_handler=hit, arm="hook" if point.steps else "auto")
         try:
-            self._probes.register(probe)
+            self._probes.register(probe, ours=True)
         except ProbeError as error:
             raise PacketError(f"tracepoint {point.number} at {point.address:#x}: {error}") from error
         point.probe = probe

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from emu.iface import Machine, MemoryFault
 from probes.abi import Abi, AbiName, Prototype, Slot, abi_for, prototype
@@ -23,6 +23,8 @@ from probes.regs import Regs
 SAVED_STACK: Final = 64  # MIN_STACK_SIZE, arch/x86/include/asm/kprobes.h until 4.14
 _COPIED_STACK: Final = 256  # what a guest entry may see of its caller's arguments
 _PAGE: Final = 4096
+Handler: TypeAlias = Callable[[Kprobe, Regs], None]
+Filter: TypeAlias = Callable[[Kprobe, Regs], bool]
 
 
 class Jprobe:
@@ -34,12 +36,23 @@ class Jprobe:
     probed function takes its arguments: "sysv", "regparm3" or "cdecl"; None is the kernel's own.
 
     A pre_handler that `kp` has runs right before the entry, and may keep it from running as any other.
+    `filter(kp, regs)`: false means the entry is not called for this hit.
     """
 
-    def __init__(self, *, kp: Kprobe, entry: Callable[..., object] | str | int, abi: AbiName | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        kp: Kprobe,
+        entry: Callable[..., object] | str | int,
+        abi: AbiName | None = None,
+        filter: Filter | None = None,
+    ) -> None:
+        if not (callable(entry) or isinstance(entry, str | int)):
+            raise TypeError(f"a jprobe's entry is a function, a symbol or an address, not {entry!r}")
         self.kp = kp
         self.entry = entry
         self.abi = abi
+        self.filter = filter
         self.before: PreHandler | None = None  # kp's own pre_handler, while registered
 
     @property
@@ -65,7 +78,7 @@ class Jprobes:
 
     def register(self, jp: Jprobe) -> None:
         """As register_jprobe(): ProbeError EINVAL off a function's entry, EEXIST for a second one at an address."""
-        kp, handler = jp.kp, self._handler(jp)
+        kp, handler = jp.kp, _filtered(self._handler(jp), jp.filter)
         if kp.registered:
             raise ProbeError(errno.EINVAL, "this probe is registered already")
         if kp.post_handler is not None:
@@ -88,7 +101,7 @@ class Jprobes:
 
     # ------------------------------------------------------------------------------------------------------ handlers
 
-    def _handler(self, jp: Jprobe) -> Callable[[Kprobe, Regs], None]:
+    def _handler(self, jp: Jprobe) -> Handler:
         if callable(jp.entry):
             return _PythonEntry(jp.entry, abi_for(self._word, jp.abi)).run
         entry, machine = jp.entry, self._machine
@@ -157,7 +170,18 @@ class _PythonEntry:
         return sum(word << bits * index for index, word in enumerate(words))
 
 
-def _both(before: PreHandler, handler: Callable[[Kprobe, Regs], None]) -> PreHandler:
+def _filtered(handler: Handler, wanted: Filter | None) -> Handler:
+    if wanted is None:
+        return handler
+
+    def run(kp: Kprobe, regs: Regs) -> None:
+        if wanted(kp, regs):
+            handler(kp, regs)
+
+    return run
+
+
+def _both(before: PreHandler, handler: Handler) -> PreHandler:
     def run(kp: Kprobe, regs: Regs) -> object:
         taken = before(kp, regs)
         if not taken:

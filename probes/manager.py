@@ -10,7 +10,7 @@ import errno
 import fnmatch
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, TypeAlias
+from typing import Final
 
 from emu.iface import Guest, Machine
 from probes.arch.x86 import X86Arch
@@ -19,13 +19,13 @@ from probes.core import Kprobes
 from probes.discovery import linux_says, spread
 from probes.embedded import embedded_programs
 from probes.errors import ProbeError
-from probes.eventoptions import KINDS, Options, checked, maxactive
+from probes.eventoptions import KINDS, Options, checked, maxactive, task_filter
 from probes.eventoptions import arm as arm_option
-from probes.eventoptions import limits as hit_limits
 from probes.export import Unfinished
 from probes.fetch import EntryValues, FetchContext, TaskInfo, compile_entry
 from probes.guest import GuestHandlers
 from probes.jprobe import Jprobe, Jprobes
+from probes.kinds import KernelProbe, Probe, check_kind, hits_of, kernel_list, kprobe_of, missed_of, switched
 from probes.kprobe import Arm, Kprobe, register_together
 from probes.kretprobe import MAX_DATA_SIZE, Kretprobe, Kretprobes, ReturnInstance
 from probes.linux import Linux, linux_of
@@ -35,7 +35,6 @@ from probes.linux.programs import linux_programs
 from probes.linux.tasks import current_tasks
 from probes.lookup import did_you_mean
 from probes.objects import ObjectLoader
-from probes.placelist import place_line
 from probes.programs import Copies, Programs
 from probes.refusals import Refusal
 from probes.regs import Regs
@@ -50,8 +49,6 @@ from probes.uprobe import Uprobe, Uprobes
 from probes.uprobeevents import ProgramScope, make_uprobe
 
 _MAX_SHOWN: Final = 10  # definitions of a glob in one answer
-KernelProbe: TypeAlias = Kprobe | Kretprobe | Jprobe
-Probe: TypeAlias = KernelProbe | Uprobe
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,15 +80,15 @@ class _Event:
 
     @property
     def hits(self) -> int:
-        return sum(_hits(probe) for _, probe in self.parts)
+        return sum(hits_of(probe) for _, probe in self.parts)
 
     @property
     def missed(self) -> int:
-        return sum(_missed(probe) for _, probe in self.parts)
+        return sum(missed_of(probe) for _, probe in self.parts)
 
     @property
     def enabled(self) -> bool:
-        return self.trace.enabled and not all(_switched(probe).disabled for _, probe in self.parts)
+        return self.trace.enabled and not all(switched(probe).disabled for _, probe in self.parts)
 
 
 class Manager:
@@ -126,6 +123,8 @@ class Manager:
         guest: Guest | None = getattr(machine, "guest", None)
         self._linux: Linux | None = None
         self._context = FetchContext(machine, arch.convention, tasks or linux or known)
+        unknown = kernel if isinstance(kernel, str) else current if isinstance(current, str) else None
+        self._unknown_tasks = unknown if tasks is None and not known.tells else None
         self._scope = GuestScope(machine, arch.convention, guest.btf if guest is not None else bytes)
         self._older = older_scope(machine, arch.convention, getattr(guest, "title", ""))
         now = settled if settled is not None else guest is None or guest.settled
@@ -140,6 +139,7 @@ class Manager:
         self._shadow = known.is_linux  # how events follow returns where nobody says
         self.events = Events(machine, self.trace, self._context, self._scope)
         self._events: dict[str, _Event] = {}
+        self._registered: dict[Probe, None] = {}  # in this order
         machine.trap_client = self._kprobes
         self._modules = ModuleWatch(machine.symbols, self._kprobes, lambda: self.linux)
         if now:
@@ -184,8 +184,12 @@ class Manager:
 
     # ----------------------------------------------------------------------------------------------- probes as objects
 
-    def register(self, probe: Probe) -> None:
-        """ProbeError with the kernel's errno where it is refused; nothing has changed then."""
+    def register(self, probe: Probe, *, ours: bool = False) -> None:
+        """ProbeError with the kernel's errno where it is refused; nothing has changed then.
+
+        `ours`: it serves something that knows when to end it; lists do not show it and `reset` leaves it.
+        """
+        check_kind(probe)
         if isinstance(probe, Uprobe):
             self.uprobes.register(probe)
         elif isinstance(probe, Kretprobe):
@@ -194,12 +198,15 @@ class Manager:
             self._jprobes.register(probe)
         else:
             self._kprobes.register(probe)
+        if not ours:
+            self._registered[probe] = None
 
     def register_many(self, probes: Iterable[Probe]) -> None:
         """All or nothing, as register_kprobes() and register_kretprobes(); EINVAL for none at all."""
         register_together(probes, self.register, self.unregister)
 
     def unregister(self, probe: Probe) -> None:
+        check_kind(probe)
         if isinstance(probe, Uprobe):
             self.uprobes.unregister(probe)
         elif isinstance(probe, Kretprobe):
@@ -208,6 +215,7 @@ class Manager:
             self._jprobes.unregister(probe)
         else:
             self._kprobes.unregister(probe)
+        self._registered.pop(probe, None)
 
     def load_object(self, data: bytes, name: str) -> list[str]:
         """Take in a relocatable object; its functions can be guest handlers. -> the names it offers.
@@ -253,13 +261,13 @@ class Manager:
 
     def _add(self, kind: str, definition: str, options: Options | None) -> list[str]:
         if kind == "uprobe":
-            return self._add_uprobe(definition, checked(options or {}, kind))
+            return self._add_uprobe(definition, checked(options or {}, kind, self._unknown_tasks))
         spec = self._parse(definition)
         if kind == "kretprobe" and not spec.is_return:
             raise ProbeError(errno.EINVAL, "this line is no return probe", definition=spec.definition, column=0)
         if kind == "jprobe" and spec.is_return:
             raise ProbeError(errno.EINVAL, "this line is no jprobe", definition=spec.definition, column=0)
-        chosen = checked(options or {}, "kretprobe" if spec.is_return else kind)
+        chosen = checked(options or {}, "kretprobe" if spec.is_return else kind, self._unknown_tasks)
         event = self._event_for(spec)
         armed = event.trace.armed if event.parts else not chosen.get("disabled")
         probe = Kprobe(
@@ -282,7 +290,7 @@ class Manager:
         if isinstance(made, Kretprobe):
             spec = replace(spec, maxactive=made.maxactive)
         event.parts.append((spec, made))
-        kprobe = _kprobe(made)
+        kprobe = kprobe_of(made)
         if not any("Linux" in note for note in made.notes):
             noted = made if isinstance(made, Kretprobe) else kprobe
             noted.notes += linux_says(self._machine, self._older, definition, kprobe.address or 0)
@@ -332,7 +340,7 @@ class Manager:
         if isinstance(probe, Uprobe):
             (self.uprobes.enable if on else self.uprobes.disable)(probe)
         else:
-            (self._kprobes.enable if on else self._kprobes.disable)(_kprobe(probe))
+            (self._kprobes.enable if on else self._kprobes.disable)(kprobe_of(probe))
 
     def _register_for(self, spec: Spec, probe: Probe) -> None:
         try:
@@ -361,7 +369,7 @@ class Manager:
                 if isinstance(probe, Uprobe):
                     lines += [f"  {spec.listing()}", *(f"    {line}" for line in self.uprobes.info(probe))]
                     continue
-                kprobe = _kprobe(probe)
+                kprobe = kprobe_of(probe)
                 back_end = self._kprobes.back_end(kprobe)
                 how = "[GONE]" if kprobe.gone else "not armed" if back_end is None else back_end.value
                 how = "waits for its module" if kprobe.waiting else how
@@ -387,6 +395,18 @@ class Manager:
             for _, probe in event.parts:
                 self.unregister(probe)
         return [event.name for event in gone]
+
+    def kernel_list(self) -> Sequence[str]:
+        """Every probe of every kind, as the kernel's kprobes/list shows its own (see there)."""
+        return kernel_list(self._machine, self._registered)
+
+    def reset(self) -> Sequence[str]:
+        """Remove every event and every probe that was registered; the answer says how many there were."""
+        count = len(self._registered)
+        self.delete("all")
+        for probe in list(self._registered):
+            self.unregister(probe)
+        return [f"{count} probes removed"]
 
     def undefine(self, line: str, kind: str | None = None) -> None:
         """A `-:` line of kprobe_events: what it names goes, if nothing uses it. ProbeError ENOENT, EBUSY.
@@ -432,7 +452,7 @@ class Manager:
     def profile(self, kind: str) -> Sequence[tuple[str, str, int, int]]:
         """(place, event, hits, missed) of every probe, as kprobe_profile and uprobe_profile count."""
         return [
-            (str(spec.place), spec.event, _hits(probe), _missed(probe))
+            (str(spec.place), spec.event, hits_of(probe), missed_of(probe))
             for event in self._of_kind(kind)
             for spec, probe in event.parts
         ]
@@ -470,8 +490,7 @@ class Manager:
 
     def _for_hits(self, event: TraceEvent, spec: ProbeSpec, probe: Kprobe, options: Options) -> Kprobe:
         """`probe` with the handler of an event."""
-        limits = hit_limits(options)
-        take = event.taker(spec, self._context, limits)
+        take, accepts = event.taker(spec, self._context), task_filter(options, self._context.tasks)
         shift: int | None = None  # known at the first hit: then the code is there to see
         pre, post = (options.get(name) for name in ("pre", "post"))
         before = self.guest.pre(str(pre)) if pre else None
@@ -480,14 +499,16 @@ class Manager:
 
         def pre_handler(kp: Kprobe, regs: Regs) -> object:
             nonlocal wanted, take, shift
+            wanted = accepts is None or accepts(regs.cpu)
+            if not wanted:
+                kp.hits -= 1
+                return False
             if shift is None:
                 shift = entry_shift(self._machine, kp.address or 0)
                 if shift:
-                    take = event.taker(spec, replace(self._context, ip_offset=1 + shift), limits)
-            hit = take(regs, (kp.address or 0) + shift)
-            wanted = hit is not None
-            if hit is None or hit.skip:
-                return wanted
+                    take = event.taker(spec, replace(self._context, ip_offset=1 + shift))
+            if take(regs, (kp.address or 0) + shift).skip:
+                return True
             return before(kp, regs) if before is not None else None
 
         def post_handler(kp: Kprobe, regs: Regs) -> None:
@@ -502,31 +523,36 @@ class Manager:
         entry = options.get("entry")
         if not entry:
             raise ProbeError(errno.EINVAL, "a jprobe needs --entry SYMBOL")
-        return Jprobe(kp=self._for_hits(event, spec, probe, options), entry=str(entry))
+        accepts = task_filter(options, self._context.tasks)
+        wanted = None if accepts is None else lambda kp, regs: accepts(regs.cpu)
+        return Jprobe(kp=self._for_hits(event, spec, probe, options), entry=str(entry), filter=wanted)
 
     def _for_returns(self, event: TraceEvent, spec: ProbeSpec, probe: Kprobe, options: Options) -> Kretprobe:
         """A return probe on `probe` with the handler of an event; its place reads `RETURNED-TO <- FUNCTION`."""
         context = replace(self._context, ip_offset=0, entry=EntryValues())
-        take, save = event.taker(spec, context, hit_limits(options)), compile_entry(spec.args, context)
+        take, save = event.taker(spec, context), compile_entry(spec.args, context)
+        accepts = task_filter(options, context.tasks)
         pre, post = (options.get(name) for name in ("pre", "post"))
         after = self.guest.returned(probe, str(post)) if post else None
         before = self.guest.returned(probe, str(pre)) if pre else None
 
         def entry_handler(ri: ReturnInstance, regs: Regs) -> object:
+            if accepts is not None and not accepts(regs.cpu):
+                return True  # declined, so that it takes no instance from the calls that are wanted
             if save is not None:
                 ri.arguments = save(regs.cpu)
             return before(ri, regs) if before is not None else None
 
         def handler(ri: ReturnInstance, regs: Regs) -> None:
             context.entry.values = ri.arguments
-            hit = take(regs, probe.address or 0, ri.ret_addr, ri.at_ns)
-            if hit is not None and after is not None:
+            take(regs, probe.address or 0, ri.ret_addr, ri.at_ns)
+            if after is not None:
                 after(ri, regs)
 
         return Kretprobe(
             kp=probe,
             handler=handler,
-            entry_handler=entry_handler if save is not None or before is not None else None,
+            entry_handler=entry_handler if save or before or accepts else None,
             data_size=MAX_DATA_SIZE if pre or post else 0,
             maxactive=maxactive(options.get("maxactive")) or spec.maxactive,
             shadow=bool(options.get("shadow") or (self._shadow and not options.get("trampoline"))),
@@ -555,39 +581,10 @@ class Manager:
             event.trace.enable(on)
         return [event.name for event in events]
 
-    def places(self) -> list[str]:
-        """Every probe of every event, as kprobes/list has them."""
-        symbols, word = self._machine.symbols, self._convention.word
-        events = self._events.values()
-        return [place_line(spec, probe, symbols, word) for event in events for spec, probe in event.parts]
-
     # Last, because from here on `list` means this method in the class's annotations.
     def list(self) -> list[str]:
         """Every event as kprobe_events lists it."""
         return [spec.listing() for event in self._events.values() for spec, _ in event.parts]
-
-
-def _kprobe(probe: KernelProbe) -> Kprobe:
-    """What stands at the address: the probe itself, or that of a return probe or jprobe."""
-    return probe if isinstance(probe, Kprobe) else probe.kp
-
-
-def _switched(probe: Probe) -> Kprobe | Uprobe:
-    """What is enabled and disabled."""
-    return probe if isinstance(probe, Uprobe) else _kprobe(probe)
-
-
-def _hits(probe: Probe) -> int:
-    """As kprobe_profile counts: an event of a return probe happens at the return."""
-    if isinstance(probe, Uprobe):
-        return probe.hits if probe.ret_handler is None else probe.ends.returned
-    return probe.returned if isinstance(probe, Kretprobe) else _kprobe(probe).hits
-
-
-def _missed(probe: Probe) -> int:
-    if isinstance(probe, Uprobe):
-        return probe.ends.missed
-    return probe.missed if isinstance(probe, Kretprobe) else _kprobe(probe).nmissed
 
 
 def _names(wanted: Deletion, event: _Event) -> bool:

@@ -38,6 +38,11 @@ class Tasks:
     is_linux: bool = False
     preemptible: bool = False
 
+    @property
+    def tells(self) -> bool:
+        """`current` knows the task's name and process id."""
+        return False
+
     def identify(self, cpu: Cpu, stack_address: int) -> int:
         """The number of the task that runs now; `stack_address` is a linear address in its stack.
 
@@ -72,6 +77,11 @@ class CurrentLinux(Tasks):
 
     reader: LinuxTasks = field(kw_only=True)
 
+    @property
+    def tells(self) -> bool:
+        """By `reader`, which is what events ask."""
+        return True
+
     def identify(self, cpu: Cpu, stack_address: int) -> int:
         return self.reader.address()
 
@@ -85,6 +95,11 @@ class CurrentSymbol(Tasks):
 
     variable: int = 0
     described: bool = False
+
+    @property
+    def tells(self) -> bool:
+        """Where its tasks are described."""
+        return self.described
 
     def identify(self, cpu: Cpu, stack_address: int) -> int:
         return self._word(self.variable)

@@ -8,7 +8,6 @@ hits of events nobody has enabled. Knows probes only as what `arm` switches.
 from __future__ import annotations
 
 import errno
-import fnmatch
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -37,20 +36,7 @@ _LINES_HEAD: Final = struct.Struct("<HBBiQ")  # common fields, and where a dump 
 class Taker(Protocol):
     """What a probe calls at a hit: with the registers, the address, of a return where to, and when it was entered."""
 
-    def __call__(self, regs: Regs, ip: int, ret_ip: int = 0, entered_ns: int = -1) -> Hit | None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Whose hits an event records: of thread `pid`, and of tasks whose name `comm` matches; None is anybody's."""
-
-    pid: int | None = None
-    comm: str | None = None
-
-    def accept(self, hit: Hit) -> bool:
-        if self.pid is not None and hit.task.pid != self.pid:
-            return False
-        return self.comm is None or fnmatch.fnmatchcase(hit.task.comm, self.comm)
+    def __call__(self, regs: Regs, ip: int, ret_ip: int = 0, entered_ns: int = -1) -> Hit: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,18 +244,15 @@ class TraceEvent:
 
     # --------------------------------------------------------------------------------------------------------- hits
 
-    def taker(self, spec: Spec, context: FetchContext, limits: Limits) -> Taker:
-        """What a probe calls; the answer is None where `limits` exclude the hit."""
+    def taker(self, spec: Spec, context: FetchContext) -> Taker:
+        """What a probe calls."""
         fetchers = [_fetcher(arg, context) for arg in spec.args]
         clock, tasks = context.machine.clock, context.tasks
-        anybody = limits == Limits()
 
-        def take(regs: Regs, ip: int, ret_ip: int = 0, entered_ns: int = -1) -> Hit | None:
+        def take(regs: Regs, ip: int, ret_ip: int = 0, entered_ns: int = -1) -> Hit:
             cpu = regs.cpu
             values = tuple([fetch(cpu) for fetch in fetchers])
             hit = Hit(regs, tasks, values, clock.now_ns, clock.instructions, ip, ret_ip, entered_ns)
-            if not anybody and not limits.accept(hit):
-                return None
             self._on_hit(hit)
             return hit
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from emu.iface import Cpu
 from probes.arch import Convention
 from probes.errors import ProbeError
-from probes.eventoptions import Options, limits
+from probes.eventoptions import Options, task_filter
 from probes.fetch import EntryValues, FetchContext
 from probes.regs import Regs
 from probes.spec import UprobeSpec
@@ -45,7 +45,10 @@ def make_uprobe(
         return base
 
     own = replace(context, ip_offset=0, entry=EntryValues(), file_base=file_base, absent=absent)
-    take = event.taker(spec, own, limits(options))
+    take, wanted = event.taker(spec, own), task_filter(options, context.tasks)
+
+    def is_wanted(up: Uprobe, regs: Regs) -> bool:
+        return wanted is None or wanted(regs.cpu)
 
     def handler(up: Uprobe, regs: Regs) -> None:
         nonlocal base
@@ -63,5 +66,6 @@ def make_uprobe(
         place.symbol if place.symbol is not None else place.offset,
         handler if not spec.is_return else None,
         ret_handler if spec.is_return else None,
+        is_wanted if wanted is not None else None,
         offset=place.offset if place.symbol is not None else 0,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -322,3 +323,27 @@ def test_an_entry_that_is_not_there_is_refused(lab: Lab) -> None:
     assert refusal.value.errno == errno.EFAULT
     with pytest.raises(MemoryFault):
         lab.machine.memory.read(0x10, 1)
+
+
+def test_an_entry_is_not_called_for_hits_nobody_wants(lab: Lab) -> None:
+    """By a filter; --comm of an event is one, and its hits are none then."""
+    seen: list[int] = []
+
+    def entry(value: ulong) -> None:
+        seen.append(value)
+
+    target_of(lab, entry, filter=lambda kp, regs: regs.arg(1) % 2 == 0)
+    lab.probes.add("jprobe", "p:other fib", {"entry": "target2", "comm": "nobody*"})
+    lab.run()
+    assert {value % 2 for value in seen} == {0}
+    assert lab.probes.status()[0].hits == 0
+
+
+@pytest.mark.parametrize("entry", [None, 1.5])
+def test_what_no_probe_is_is_refused(lab: Lab, entry: Any) -> None:
+    """In words, not by an attribute that is missing somewhere."""
+    with pytest.raises(TypeError, match="a jprobe's entry is a function, a symbol or an address"):
+        Jprobe(kp=Kprobe(symbol="target"), entry=entry)
+    for act in (lab.probes.register, lab.probes.unregister):
+        with pytest.raises(TypeError, match="a probe is a Kprobe, Kretprobe, Jprobe or Uprobe"):
+            act(entry)

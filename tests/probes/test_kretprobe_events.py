@@ -142,3 +142,16 @@ def test_lines_of_both_kinds_go_through_one_door(way: Way) -> None:
     manager.add("kprobe", "p:a target")
     manager.add("kprobe", "r:b target")
     assert [status.kind for status in manager.status()] == ["kprobe", "kretprobe"]
+
+
+@pytest.mark.parametrize(("options", "whose"), [({"pid": "1", "comm": "in*"}, True), ({"comm": "sh"}, False)])
+def test_calls_of_other_tasks_are_declined(way: Way, options: dict[str, str], whose: bool) -> None:
+    """By --pid and --comm: they are neither hits nor records. --maxactive 0 is the default."""
+    run = Returns(way, "calls=1")
+    (listing,) = add(run, "r:e recursed_target", maxactive="0", **options)
+    assert listing == "r10:kprobes/e recursed_target"
+    run.run()
+    (status,) = run.manager.status()
+    assert status.hits == len(run.manager.trace.last())
+    assert bool(status.hits) is whose
+    assert ("declined" in run.manager.info("e")[-1]) is not whose

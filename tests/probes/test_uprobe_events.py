@@ -41,8 +41,10 @@ def test_definition_lists_records_and_goes(bits: int) -> None:
     assert [(one.name, one.kind, one.hits) for one in manager.status()] == [
         ("uprobes/cold", "uprobe", 3),
         ("uprobes/back", "uprobe", 3),
-        ("uprobes/none", "uprobe", 3),
+        ("uprobes/none", "uprobe", 0),
     ]
+    line = f"{offset:0{bits // 4}x}  u  /bin/program:{offset:#x}    "
+    assert manager.kernel_list() == [line] * 3
     assert not any(line.startswith("none") for line in shown)
     assert "    by shadow: 3 entries = 3 returned + 0 live + 0 missed" in manager.info("back")
     assert any(line.endswith(f"{address} in space 0x0") for line in manager.info("cold"))
