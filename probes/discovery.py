@@ -14,7 +14,7 @@ from typing import Final
 from emu.iface import Symbol
 from probes.btf import Btf, BtfError, Kind
 from probes.errors import ProbeError
-from probes.limits import is_notrace
+from probes.limits import NOTRACE, FtraceList
 from probes.lookup import did_you_mean
 from probes.scope import KernelText
 from probes.spec import KernelScope, parse, split
@@ -78,11 +78,11 @@ def spread(text: KernelText, definition: str) -> list[str]:
     return [" ".join([words[0], f"{name}{place[2]}", *words[2:]]) for name in names]
 
 
-def linux_says(text: KernelText, older: KernelScope | None, definition: str, address: int) -> tuple[str, ...]:
+def linux_says(ftrace: FtraceList, older: KernelScope | None, definition: str, address: int) -> tuple[str, ...]:
     """Why the guest's own kprobe_events would not take a definition that we have; `older` is its smaller language."""
     notes = []
-    if is_notrace(text, address):
-        notes.append("Linux's kprobe_events would refuse: EINVAL, ftrace does not trace this function (notrace)")
+    if ftrace.is_notrace(address):
+        notes.append(f"Linux's kprobe_events would refuse: EINVAL, {NOTRACE}")
     if older is not None:
         try:
             parse(definition, older)

@@ -8,7 +8,6 @@ ours.
 
 from __future__ import annotations
 
-import bisect
 import errno
 import re
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from probes.arch.x86_insn import classify
 from probes.errors import ProbeError
 from probes.events import builtin_events
 from probes.kretprobe import DEFAULT_MAXACTIVE, NO_RETURN
-from probes.limits import LinuxLimits, is_notrace
+from probes.limits import FtraceList, LinuxLimits
 from probes.lookup import did_you_mean
 from probes.refusals import Refusal
 from probes.scope import ENDBR_SIZE, GuestScope, KernelText, starts_with_endbr
@@ -63,6 +62,7 @@ class Judge:
         self._scope = scope
         self._files = files
         self._limits = LinuxLimits(text, static=True)
+        self._ftrace = FtraceList(text)
         self._known: list[Spec] = []
         self._others: set[str] = set()  # events of other systems, which we do not judge but whose names are taken
 
@@ -140,7 +140,7 @@ class Judge:
         named = () if place.symbol is None or place.module is not None else symbols.lookup(place.symbol)
         address = named[0].address + place.offset if named else place.address or 0
         forgiving = place.symbol is None or place.module is not None
-        if address and self._is_notrace(address):
+        if address and self._ftrace.is_notrace(address):
             return errno.EINVAL, "ftrace does not trace this function, so events cannot be on it (notrace)"
         for arg in spec.args:
             data = arg.symbol
@@ -161,7 +161,7 @@ class Judge:
 
     def entry_refusal(self, symbol: Symbol) -> str | None:
         """Why the kernel would not have a probe at the start of a function; None where it would."""
-        if self._is_notrace(symbol.address):
+        if self._ftrace.is_notrace(symbol.address):
             return "notrace"
         if len(self._text.symbols.lookup(symbol.name)) > 1:
             return "not the only one of this name; by address only"
@@ -181,7 +181,7 @@ class Judge:
 
     def _refuse_code(self, address: int, function: int) -> tuple[int, str] | None:
         """arch_prepare_kprobe(), where ftrace's own call is not the place."""
-        if self._calls is not None and _among(self._calls, address, address):
+        if self._ftrace.calls(address, address):
             return None
         read, bits = self._text.memory.read, self._text.bits
         try:
@@ -192,40 +192,6 @@ class Judge:
         except (MemoryFault, InvalidInstruction) as error:
             return errno.EILSEQ, str(error)
 
-    def _is_notrace(self, address: int) -> bool:
-        """within_notrace_func()."""
-        found = self._text.symbols.find(address)
-        if self._calls is None:
-            return is_notrace(self._text, address)
-        if found is None:
-            return False
-        symbol = found[0]
-        if _among(self._calls, symbol.address, symbol.address + symbol.size - 1):
-            return False
-        base, dot, _ = symbol.name.partition(".")
-        whole = self._text.symbols.lookup(base) if dot else ()
-        return not whole or not _among(self._calls, whole[0].address, whole[0].address + whole[0].size - 1)
-
-    @cached_property
-    def _calls(self) -> list[int] | None:
-        """Where functions call ftrace, sorted; None where no symbol names the table, as on i386."""
-        bounds = [self._text.symbols.lookup(f"__{end}_mcount_loc") for end in ("start", "stop")]
-        if not all(bounds):
-            return None
-        (start, *_), (stop, *_) = bounds
-        word = self._scope.convention.word
-        try:
-            data = self._text.memory.read(start.address, stop.address - start.address)
-        except MemoryFault:
-            return None
-        return sorted(int.from_bytes(data[at : at + word], "little") for at in range(0, len(data), word))
-
     @cached_property
     def _builtin(self) -> frozenset[str]:
         return builtin_events(self._text)
-
-
-def _among(addresses: list[int], first: int, last: int) -> bool:
-    """Whether one of the sorted `addresses` is from `first` to `last`."""
-    at = bisect.bisect_left(addresses, first)
-    return at < len(addresses) and addresses[at] <= last

@@ -3,13 +3,14 @@
 Rules: addresses and errnos only; what an instruction is refused for is the processor's (`Prepared.linux_refusal`). The
 facts are those of check_kprobe_address_safe() in kernel/kprobes.c (Linux 6.1 to 6.12), in its order, and come from the
 guest's symbols and memory: its `kprobe_blacklist` once it has filled it, the array it is filled from before. A guest
-without such symbols refuses nothing here. Not read: addresses of alternatives' lock prefixes, ftrace's notrace list.
+without such symbols refuses nothing here. Not read: addresses of alternatives' lock prefixes.
 """
 
 from __future__ import annotations
 
 import bisect
 import errno
+import functools
 import struct
 from collections.abc import Iterable, Iterator
 from typing import Final, TypeAlias
@@ -31,6 +32,8 @@ _SHORT: Final = (b"\xeb", b"\x66")
 _LONG_SIZE: Final = 5
 _FTRACE_NOPS: Final = (bytes.fromhex("0f1f440000"), bytes.fromhex("3e8d742600"))  # x86_nops[5] of amd64 and i386
 _CALL: Final = 0xE8
+NOTRACE: Final = "ftrace does not trace this function (notrace)"
+_TRACED: Final = ("vfs_read", "vfs_write", "do_exit")
 
 
 class LinuxLimits:
@@ -178,20 +181,63 @@ class LinuxLimits:
             return b""
 
 
-def is_notrace(text: KernelText, address: int) -> bool:
-    """Whether a running kernel's kprobe_events would refuse the function at `address` because ftrace does not trace it.
+class FtraceList:
+    """The functions that ftrace traces: within_notrace_func() of kernel/trace/trace_kprobe.c refuses events on others.
 
-    ftrace's list of functions is freed after the boot; what it has made of their first instruction shows all the same.
+    From __mcount_loc, as an image has it; where no symbol names it, as on i386, or a running kernel has freed it, from
+    what functions begin with. Where that says nothing of _TRACED, which every kernel traces, nothing is known.
     """
-    found = text.symbols.find(address)
-    if found is None or not text.symbols.lookup("ftrace_location"):
-        return False
-    start = found[0].address
-    try:
-        code = text.memory.read(start + (ENDBR_SIZE if starts_with_endbr(text, start) else 0), _LONG_SIZE)
-    except MemoryFault:
-        return False
-    return code not in _FTRACE_NOPS and code[0] != _CALL
+
+    def __init__(self, text: KernelText) -> None:
+        self._text = text
+
+    def is_notrace(self, address: int) -> bool:
+        """The kernel surely refuses an event at `address`."""
+        found = self._text.symbols.find(address)
+        if found is None or not self._text.symbols.lookup("ftrace_location"):
+            return False
+        symbol = found[0]
+        base, dot, _ = symbol.name.partition(".")
+        parts = [symbol, *(self._text.symbols.lookup(base)[:1] if dot else ())]
+        if self._table is not None:
+            return not any(self.calls(part.address, part.address + part.size - 1) for part in parts)
+        known = [traced for part in parts if (traced := self._begins_traced(part.address)) is not None]
+        return bool(known) and not any(known) and self._recognized
+
+    def calls(self, first: int, last: int) -> bool:
+        """A call of ftrace's lies from `first` to `last`; False where there is no table."""
+        table = self._table or []
+        at = bisect.bisect_left(table, first)
+        return at < len(table) and table[at] <= last
+
+    @functools.cached_property
+    def _table(self) -> list[int] | None:
+        """Where functions call ftrace, sorted."""
+        bounds = [self._text.symbols.lookup(f"__{end}_mcount_loc") for end in ("start", "stop")]
+        if not all(bounds):
+            return None
+        (start, *_), (stop, *_) = bounds
+        word = self._text.bits // 8
+        try:
+            data = self._text.memory.read(start.address, stop.address - start.address)
+        except MemoryFault:
+            return None
+        calls = sorted(int.from_bytes(data[at : at + word], "little") for at in range(0, len(data), word))
+        return calls if calls and calls[-1] < start.address else None  # else other things lie there now
+
+    @property
+    def _recognized(self) -> bool:
+        found = [self._text.symbols.lookup(name) for name in _TRACED]
+        return any(self._begins_traced(symbols[0].address) for symbols in found if symbols)
+
+    def _begins_traced(self, function: int) -> bool | None:
+        """A call or the nop in its place stands there; None where no memory is mapped."""
+        try:
+            shift = ENDBR_SIZE if starts_with_endbr(self._text, function) else 0
+            code = self._text.memory.read(function + shift, _LONG_SIZE)
+        except MemoryFault:
+            return None
+        return code in _FTRACE_NOPS or code[0] == _CALL
 
 
 def _merged(ranges: Iterable[Range]) -> list[Range]:

@@ -28,6 +28,7 @@ from probes.jprobe import Jprobe, Jprobes
 from probes.kinds import KernelProbe, Probe, check_kind, hits_of, kernel_list, kprobe_of, missed_of, switched
 from probes.kprobe import Arm, Kprobe, register_together
 from probes.kretprobe import MAX_DATA_SIZE, Kretprobe, Kretprobes, ReturnInstance
+from probes.limits import NOTRACE, FtraceList
 from probes.linux import Linux, linux_of
 from probes.linux.kernel import kernel_types
 from probes.linux.modulewatch import ModuleWatch
@@ -126,6 +127,8 @@ class Manager:
         unknown = kernel if isinstance(kernel, str) else current if isinstance(current, str) else None
         self._unknown_tasks = unknown if tasks is None and not known.tells else None
         self._scope = GuestScope(machine, arch.convention, guest.btf if guest is not None else bytes)
+        self._ftrace = FtraceList(machine)
+        self._linux_limits = linux_limits
         self._older = older_scope(machine, arch.convention, getattr(guest, "title", ""))
         now = settled if settled is not None else guest is None or guest.settled
         self._kprobes = Kprobes(machine, arch, arm, now, linux_limits=linux_limits)
@@ -282,6 +285,11 @@ class Manager:
             make = self._for_returns if spec.is_return else self._for_entries if kind == "jprobe" else self._for_hits
             made: KernelProbe = make(event.trace, spec, probe, chosen)
             self._register_for(spec, made)
+            if self._linux_limits and self._ftrace.is_notrace(kprobe_of(made).address or 0):
+                self.unregister(made)
+                raise ProbeError(errno.EINVAL, f"Linux refuses this place: {NOTRACE}").at(
+                    spec.definition, spec.definition.index(" ") + 1
+                )
         except ProbeError:
             if not event.parts:
                 self._forget(event)
@@ -293,7 +301,7 @@ class Manager:
         kprobe = kprobe_of(made)
         if not any("Linux" in note for note in made.notes):
             noted = made if isinstance(made, Kretprobe) else kprobe
-            noted.notes += linux_says(self._machine, self._older, definition, kprobe.address or 0)
+            noted.notes += linux_says(self._ftrace, self._older, definition, kprobe.address or 0)
         return [spec.listing(), *(f"note: {note}" for note in made.notes)]
 
     def _add_uprobe(self, definition: str, options: Options) -> list[str]:

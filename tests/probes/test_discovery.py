@@ -82,6 +82,17 @@ def test_a_function_ftrace_does_not_know_is_noted(machine: ProbedMachine) -> Non
     assert listing == "p:kprobes/p___switch_to_0 __switch_to"
     assert "Linux's kprobe_events would refuse: EINVAL" in note
     assert manager.add("kprobe", "p vfs_write") == ["p:kprobes/p_vfs_write_0 vfs_write"]
+    manager.delete("all")
+    with pytest.raises(ProbeError, match="Linux refuses this place: ftrace does not trace") as refused:
+        Manager(machine, linux_limits=True).add("kprobe", "p:x __switch_to")
+    assert (refused.value.errno, refused.value.column, machine.text.armed) == (errno.EINVAL, 4, {})
+
+
+def test_a_list_of_ftrace_s_that_cannot_be_read_says_nothing(machine: ProbedMachine) -> None:
+    """As where the kernel's nops are others than those we know: no function is recognised."""
+    for name in VFS:
+        machine.memory.write(machine.symbols.lookup(name)[0].address, b"\x66\x66\x90\x66\x90".ljust(16, b"\x90"))
+    assert Manager(machine, linux_limits=True).add("kprobe", "p:x __switch_to") == ["p:kprobes/x __switch_to"]
 
 
 def test_symbols_are_shown_and_counted(machine: ProbedMachine) -> None:
