@@ -223,7 +223,8 @@ class FtraceList:
         except MemoryFault:
             return None
         calls = sorted(int.from_bytes(data[at : at + word], "little") for at in range(0, len(data), word))
-        return calls if calls and calls[-1] < start.address else None  # else other things lie there now
+        known = bool(calls) and all(self._text.symbols.find(call) is not None for call in (calls[0], calls[-1]))
+        return calls if known and calls[-1] < start.address else None  # else other things lie there now
 
     @property
     def _recognized(self) -> bool:

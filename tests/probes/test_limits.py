@@ -110,6 +110,17 @@ def test_linux_limits_refuse_what_the_guest_s_kernel_would(name: str) -> None:
             assert refused(manager, probe) == number, symbol
 
 
+@pytest.mark.parametrize("name", ROLES)
+def test_linux_limits_refuse_events_where_ftrace_does_not_trace(name: str) -> None:
+    """Shown: the kernel has freed its list, and its functions are told apart all the same."""
+    manager = Manager(another(name), linux_limits=True)
+    for symbol in ("vfs_read", "vfs_open", "do_sys_openat2"):
+        assert len(manager.add("kprobe", f"p {symbol}")) == 1
+    with pytest.raises(ProbeError, match="notrace") as caught:
+        manager.add("kprobe", "p __switch_to")
+    assert caught.value.errno == errno.EINVAL
+
+
 def test_refusals_come_in_the_kernel_s_order() -> None:
     """Shown: an unknown symbol before the blacklist, the blacklist before the boundary, that before the instruction."""
     manager = Manager(another("amd64"), linux_limits=True)
