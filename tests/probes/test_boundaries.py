@@ -27,6 +27,7 @@ COUNT = int(os.environ.get("GDBSTUB_BOUNDARIES", "300"))
 WHOLE = COUNT >= 2000
 EARLY = 40_000_000  # instructions of a boot's beginning
 HOT = 50  # hits after which a probe takes itself away
+HOT_HOOK = 1  # ... by a PC hook, which slows the rest of the boot: most of .init.text runs once
 LONGEST = 4096  # bytes of a function to draw from: decoding starts at its first
 COMMAND = "ls -l / > /tmp/l; cat /tmp/l /proc/version /proc/filesystems | md5sum; dmesg | md5sum; ps | wc -l"
 
@@ -56,12 +57,12 @@ def draw(machine: GuestMachine, count: int, between: tuple[str, str] = TEXT) -> 
     return sorted(chosen)
 
 
-def probe_all(machine: GuestMachine, addresses: Sequence[int]) -> list[Kprobe]:
-    """A probe on each, which disables itself when it is hot."""
+def probe_all(machine: GuestMachine, addresses: Sequence[int], hot: int = HOT) -> list[Kprobe]:
+    """A probe on each, which disables itself when it is `hot`."""
     manager = Manager(machine)
 
     def cool(probe: Kprobe, regs: Regs) -> None:
-        if probe.hits >= HOT:
+        if probe.hits >= hot:
             manager.disable(probe)
 
     probes = [Kprobe(addr=address, pre_handler=cool) for address in addresses]
@@ -88,13 +89,13 @@ def test_probes_from_the_first_instruction_of_a_boot_change_nothing(name: str) -
     hits = 0
     for batch in range(0, COUNT if WHOLE else MAX_HOOKS, MAX_HOOKS):
         machine = switched_on(name)
-        probes = probe_all(machine, addresses[batch : batch + MAX_HOOKS])
+        probes = probe_all(machine, addresses[batch : batch + MAX_HOOKS], HOT_HOOK)
         run_boot(machine)
         assert machine.console.text == bare.console.text
         assert (machine.instructions, machine.ram_sha256()) == (bare.instructions, bare.ram_sha256())
-        assert all(probe.hits <= HOT and probe.nmissed == 0 for probe in probes)
+        assert all(probe.hits <= HOT_HOOK and probe.nmissed == 0 for probe in probes)
         hits += sum(probe.hits for probe in probes)
-    assert hits > 10
+    assert hits > 5
 
 
 @pytest.mark.parametrize("name", ["amd64", "i386"])
