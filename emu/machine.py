@@ -154,6 +154,20 @@ class Machine(RunLoop):
         with self._guest_bytes():
             return self.ram.sha256()
 
+    # ------------------------------------------------------------------------------------------ for those who script it
+
+    def stop(self) -> None:
+        """`request_stop`, by the name that goes with `run` and `step`."""
+        self.request_stop()
+
+    def read(self, vaddr: int, size: int) -> bytes:
+        """`memory.read`: guest memory as a debugger sees it; MemoryFault where there is none."""
+        return self.memory.read(vaddr, size)
+
+    def write(self, vaddr: int, data: bytes) -> None:
+        """`memory.write`."""
+        self.memory.write(vaddr, data)
+
     # -------------------------------------------------------------------------------------------------------- stepping
 
     def step(self, *, into_interrupts: bool = False) -> Stop:

@@ -71,6 +71,17 @@ def test_console_match_ends_the_run_at_that_byte(bits: int) -> None:
     assert machine.console.text.endswith("embedded: rea")
 
 
+def test_script_reads_writes_and_stops(bits: int) -> None:
+    """By the machine's own methods: what was written is read back, and a stop asked for ends the next run."""
+    machine = boot_embedded(bits, WORKLOAD)
+    machine.run(50_000)
+    (symbol,) = machine.symbols.lookup("count_target")
+    machine.write(symbol.address, b"\x12\x34")
+    assert machine.read(symbol.address, 2) == b"\x12\x34"
+    machine.stop()
+    assert isinstance(machine.run(ENOUGH), Interrupted)
+
+
 def test_stop_asked_for_before_the_run_ends_it_at_once(bits: int) -> None:
     machine = boot_embedded(bits, "loop")
     machine.run(10_000)
