@@ -15,6 +15,8 @@ from tests.support.images import fetch_real_kernel
 from tests.support.kernels import KERNELS, another
 from tests.support.process import gdbstub
 
+pytestmark = pytest.mark.boots
+
 OPEN = "p:open do_sys_openat2 file=+0($arg2):string"
 
 

@@ -13,6 +13,7 @@ from emu.boot import GuestMachine, boot, restore
 from emu.iface import ConsoleMatch, Stop
 from emu.snapshot import Snapshot
 from tests.support.images import fetch_real_kernel
+from tests.support.uncovered import stop_measuring
 
 PROMPT = r"^/ # "
 KERNELS = {"amd64": "amd64 6.1", "i386": "i386 6.1", "6.12": "amd64 6.12"}
@@ -24,6 +25,7 @@ COMMAND_BUDGET = 400_000_000
 
 def switched_on(name: str, append: str = "") -> GuestMachine:
     """A machine about to execute the kernel's first instruction."""
+    stop_measuring()
     files = fetch_real_kernel(KERNELS[name]).fetched
     return boot(files.kernel, initrd=files.initramfs, append=append)
 
@@ -39,6 +41,7 @@ def at_prompt(name: str) -> Snapshot:
 
 def another(name: str) -> GuestMachine:
     """A new machine with that kernel at its prompt."""
+    stop_measuring()
     return restore(at_prompt(name))
 
 

@@ -13,6 +13,8 @@ import pytest
 from tests.support.coverage_floor import is_whole
 from tests.support.kernels import KERNELS
 
+_LINUX_OF_BITS = {"linux", "linux_machine"}
+"""Fixtures of tests/gdb, whose parameter is `bits`."""
 _MOST = 4
 """Processes: each holds two or three guests of 256 MiB."""
 
@@ -26,8 +28,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests with a kernel among their parameters go together, and those that boot one unnamed with amd64's."""
     for item in items:
         callspec = getattr(item, "callspec", None)
-        names = [value for value in callspec.params.values() if isinstance(value, str)] if callspec is not None else []
-        kernel = next((name for name in names if name in KERNELS), None)
+        params = callspec.params if callspec is not None else {}
+        kernel = next((value for value in params.values() if isinstance(value, str) and value in KERNELS), None)
+        if kernel is None and _LINUX_OF_BITS.intersection(getattr(item, "fixturenames", ())):
+            kernel = {64: "amd64", 32: "i386"}.get(params.get("bits"))
         if kernel is None and item.get_closest_marker("boots"):
             kernel = "amd64"
         if kernel is not None:
