@@ -418,9 +418,8 @@ def test_trace_commands_over_a_running_guest():
 
 
 def test_trace_stream_reaches_the_debugger_while_the_guest_runs():
-    """As console packets, before any stop; not for a visitor, who would not be there to read them."""
+    """As console packets, before any stop."""
     with gdbstub(*IDLE, "--wait", "--probe", "p:open do_open n=$arg2:u32") as child:
-        assert child.monitor("trace", "stream", "on")[0] == 1
         with debugger(child) as connection:
             wire = on(connection)
             wire.ask(b"?")
