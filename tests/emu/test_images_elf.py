@@ -55,7 +55,7 @@ def test_entry_option_replaces_the_header(bits: int) -> None:
 
 def test_symbols_come_with_their_sizes(bits: int) -> None:
     image = load(build_elf(bits, [Load(0x100000, 0x100000, bytes(16))], 0x100000, symbols=[("main", 0x100000, 8)]))
-    assert [tuple(symbol) for symbol in image.symbols] == [("main", 0x100000, 8, "T")]
+    assert [tuple(symbol) for symbol in image.symbols] == [("main", 0x100000, 8, "T", "")]
 
 
 def test_a_broken_symbol_table_does_not_keep_an_image_from_loading(bits: int) -> None:

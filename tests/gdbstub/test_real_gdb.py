@@ -213,7 +213,7 @@ async def test_monitor_and_threads_as_the_user_sees_them(gdb: str):
     ("program", "facts", "text"),
     [
         ("90 0f0b", {"signal-name": "SIGABRT"}, "The guest kernel panics"),
-        ("90 fa", {"signal-name": "SIGSEGV"}, "Triple fault"),
+        ("90 fa", {"signal-name": "SIGILL"}, "Triple fault"),
         ("90 f4", {"signal-name": "SIGINT"}, "halted"),
         ("90 e600", {"reason": "exited-normally"}, "switched the machine off"),
         ("90 e615", {"reason": "exited", "exit-code": "05"}, "ended with status 5"),

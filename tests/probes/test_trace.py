@@ -56,9 +56,9 @@ def test_a_record_that_fits_nowhere_is_lost_alone() -> None:
 
 
 @given(
-    st.integers(2 * HEADER_SIZE + 80, 700),
+    st.integers(2 * (HEADER_SIZE + 50), 700),
     st.lists(st.integers(0, 40), max_size=60),
-    st.integers(2 * HEADER_SIZE + 80, 700),
+    st.integers(2 * (HEADER_SIZE + 50), 700),
 )
 def test_whatever_the_sizes_the_newest_are_kept_in_order(size: int, lengths: list[int], later: int) -> None:
     """Against a list: a suffix of what was written, no shorter than half the ring; also after a change of its size."""
