@@ -6,6 +6,7 @@ manual, "Packets" (z0 to z4).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from emu.iface import Machine, WatchKind
@@ -22,16 +23,13 @@ class BreakPackets:
     """What `Session` answers about places where the guest shall stop."""
 
     tracing: Tracing | None
+    stream: Callable[[str], None]
     _machine: Machine
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
         self._breakpoints: dict[tuple[int, bool], Decision | None] = {}
         self._watchpoints: set[tuple[WatchKind, int, int]] = set()
-
-    def stream(self, line: str) -> None:
-        """Keep a line for this client."""
-        raise NotImplementedError
 
     # The words are those of its stops' reason, and of what may stand behind the address.
     @packet("Z0", feature="swbreak+", negotiated=True, also=("ConditionalBreakpoints+", "BreakpointCommands+"))

@@ -183,6 +183,14 @@ def _add_load(commands: _Commands) -> None:
 
 
 def _add_common(sub: _Parser) -> None:
+    """What every command that runs a guest takes, in the groups of its help."""
+    _add_debugger(sub)
+    _add_probes(sub)
+    _add_script(sub)
+    _add_files(sub)
+
+
+def _add_debugger(sub: _Parser) -> None:
     stub = sub.add_argument_group("debugger")
     stub.add_argument(
         "--listen",
@@ -207,6 +215,9 @@ def _add_common(sub: _Parser) -> None:
         type=endpoint,
         help="HOST:PORT or unix:PATH, where any number of clients may look, and change or stop nothing",
     )
+
+
+def _add_probes(sub: _Parser) -> None:
     probes = sub.add_argument_group("probes")
     probes.add_argument(
         "--probe",
@@ -259,6 +270,9 @@ def _add_common(sub: _Parser) -> None:
         type=trace_target,
         help="hits: .txt or - for ftrace text, .jsonl, .pftrace, .parquet",
     )
+
+
+def _add_script(sub: _Parser) -> None:
     script = sub.add_argument_group("console and script")
     script.add_argument(
         "--console",
@@ -285,6 +299,9 @@ def _add_common(sub: _Parser) -> None:
         help="idle time: as on the wall clock, or skipped (default: skipped where --until, --exec or --budget will "
         "end the run and nobody types)",
     )
+
+
+def _add_files(sub: _Parser) -> None:
     files = sub.add_argument_group("files")
     files.add_argument("--snapshot", metavar="FILE", type=Path, help="save the machine when --until matches")
     files.add_argument(
