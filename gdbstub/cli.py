@@ -28,6 +28,7 @@ from gdbstub.program import run_program, run_replay
 from gdbstub.recording import RecordError, read_record
 from gdbstub.reporting import report
 from gdbstub.terminal import say
+from probes import rawtext
 from probes.errors import ProbeError
 from probes.linux import linux_of
 
@@ -153,8 +154,10 @@ def _shell(machine: GuestMachine) -> int:
 
 
 def _print(text: str) -> None:
-    sys.stdout.write(text)
+    """As bytes: a trace has the guest's, of whatever encoding."""
     sys.stdout.flush()
+    sys.stdout.buffer.write(rawtext.encode(text))
+    sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from gdbstub.address import Address, AddressError, Stdio, Tcp, Unix
 from gdbstub.rsp import NEED_DATA, Codec, Packet
 from gdbstub.session import MONITOR_STATUS
+from probes import rawtext
 
 _PORTION = 0x4000
 
@@ -24,7 +25,8 @@ class ClientError(Exception):
 def run_monitor_command(
     address: Address, command: str, write: Callable[[str], None], *, timeout: float | None = 30.0
 ) -> bool:
-    """Have the stub at `address` carry out `command`; its output goes to `write` as it comes.
+    """Have the stub at `address` carry out `command`; its output goes to `write` as it comes, bytes that are
+    no UTF-8 as `probes.rawtext` has them.
 
     False where the command was refused (the output then says why; stubs other than ours say OK all the same).
     ClientError where there is no stub, no answer for `timeout` seconds, or it has no monitor commands. AddressError for
@@ -70,7 +72,7 @@ def _print(replies: _Replies, write: Callable[[str], None]) -> bool:
             return False
         console = payload.startswith(b"O")
         try:
-            write(bytes.fromhex(payload[console:].decode("ascii")).decode(errors="replace"))
+            write(rawtext.decode(bytes.fromhex(payload[console:].decode("ascii"))))
         except ValueError as error:
             raise ClientError("the stub's answer is no monitor output") from error
         if not console:  # the other form the manual allows: all output in the final reply
@@ -84,7 +86,7 @@ def _follow(replies: _Replies, write: Callable[[str], None]) -> None:
     try:
         payload = b"O"
         while payload.startswith(b"O"):
-            write(bytes.fromhex(payload[1:].decode("ascii")).decode(errors="replace"))
+            write(rawtext.decode(bytes.fromhex(payload[1:].decode("ascii"))))
             payload = next(replies)
     except KeyboardInterrupt:
         replies.interrupt()

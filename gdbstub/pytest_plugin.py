@@ -126,5 +126,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
         manager = item.stash.get(_probes_key, None)
         records = manager.trace.last(_RECORDS) if manager is not None else []
         if records:
-            report.sections.append(("probe trace", "\n".join(record.text() for record in records)))
+            from probes import rawtext
+
+            report.sections.append(("probe trace", rawtext.readable("\n".join(record.text() for record in records))))
     return report

@@ -29,6 +29,7 @@ from gdbstub.runpackets import RunPackets
 from gdbstub.targetpackets import StepBits, TargetPackets
 from gdbstub.tracepackets import TracePackets
 from gdbstub.tracepoints import Tracing
+from probes import rawtext
 
 MONITOR_STATUS: Final = "monitor-status+"
 """Our own feature word: a client that says it gets E01 after the text of a refused `qRcmd`, where gdb gets OK."""
@@ -215,10 +216,7 @@ class Session(RunPackets, TargetPackets, BreakPackets, FilePackets, TracePackets
     @packet("qRcmd", requires="monitor", anytime=True)
     def _monitor_command(self, rest: bytes) -> Action:
         assert self.monitor is not None
-        try:
-            line = unhex(rest).decode()
-        except UnicodeDecodeError as error:
-            raise PacketError("a monitor command is UTF-8 text") from error
+        line = rawtext.decode(unhex(rest))
         answer = self._execute(self.monitor, line)
         end = b"E01" if answer.refused and MONITOR_STATUS in self._client else b"OK"
         # In non-stop mode console text may come with this packet's answer only: others would be taken for theirs.
@@ -237,7 +235,7 @@ class Session(RunPackets, TargetPackets, BreakPackets, FilePackets, TracePackets
 
     def _console(self, text: str) -> Iterator[bytes]:
         """`text` in as many `O` packets as it takes."""
-        data = text.encode("utf-8", "replace")
+        data = rawtext.encode(text)
         room = (self._packet_size - 1) // 2
         for start in range(0, len(data), room):
             yield b"O" + data[start : start + room].hex().encode()

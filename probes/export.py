@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeAlias
 
+from probes import rawtext
 from probes.errors import ProbeError
 from probes.trace import Record
 
@@ -62,7 +63,7 @@ class _Lines:
         self._show = show
 
     def add(self, record: Record, /) -> None:
-        self._write(self._show(record).encode("utf-8", "backslashreplace") + b"\n")
+        self._write(rawtext.encode(self._show(record)) + b"\n")
 
     def close(self, unfinished: Iterable[Unfinished], /) -> None:
         pass
@@ -103,7 +104,7 @@ class _Perfetto:
     def _task(self, pid: int, comm: str) -> int:
         found = self._tasks.get((pid, comm))
         if found is None:
-            found = self._tasks[pid, comm] = self._track(f"{comm} {pid}", 0)
+            found = self._tasks[pid, comm] = self._track(f"{rawtext.readable(comm)} {pid}", 0)
         return found
 
     def _track(self, name: str, parent: int) -> int:
@@ -134,7 +135,7 @@ class _Perfetto:
                 elif isinstance(value, int):
                     note.int_value = (value + _SIGN) % (2 * _SIGN) - _SIGN
                 else:
-                    note.string_value = value if isinstance(value, str) else json.dumps(value)
+                    note.string_value = rawtext.readable(value) if isinstance(value, str) else json.dumps(value)
 
         self._packet(describe)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias, assert_never
 
 from emu.iface import Cpu, Machine, MemoryFault
+from probes import rawtext
 from probes.arch import Convention
 from probes.fetchargs import (
     Argument,
@@ -311,7 +312,7 @@ def _string_store(context: FetchContext) -> _Store:
 
     def store(at: int) -> Scalar:
         try:
-            return read_string(machine, at, PATH_MAX - 1).decode("utf-8", "backslashreplace")
+            return rawtext.decode(read_string(machine, at, PATH_MAX - 1))
         except MemoryFault:
             return context.absent(at)
 

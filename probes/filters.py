@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Final, NoReturn, Protocol, TypeAlias
 
+from probes import rawtext
 from probes.errors import ProbeError
 from probes.fetch import Value
 from probes.hit import Getter, Hit, Variable
@@ -277,7 +278,7 @@ class _Parser:
         if end < 0:
             self._fail(errno.EINVAL, "Missing matching quote", len(text) + 1)
         wanted = text[self._at + 1 : end]
-        if len(wanted) > MAX_STRING:
+        if len(rawtext.bytewise(wanted)) > MAX_STRING:
             self._fail(errno.EINVAL, "Operand too long", end + 1)
         self._at = end + 1
         get = variable.get
@@ -364,8 +365,8 @@ def _glob(get: Getter, pattern: str) -> Predicate:
         pattern, wanted = pattern[1:], False
     if pattern[:1].isdigit():
         return lambda hit: ((get(hit) or "") == pattern) is wanted
-    match = re.compile(_expression(pattern), re.DOTALL).fullmatch
-    return lambda hit: (match(str(get(hit) or "")) is not None) is wanted
+    match = re.compile(_expression(rawtext.bytewise(pattern)), re.DOTALL).fullmatch
+    return lambda hit: (match(rawtext.bytewise(str(get(hit) or ""))) is not None) is wanted
 
 
 def _expression(pattern: str) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeAlias
 
+from probes import rawtext
 from probes.errors import ProbeError
 from probes.filters import Predicate
 from probes.hit import Hit, Variable
@@ -206,9 +207,9 @@ class Histogram:
             frames = "".join(f"{'':9}{self.guest.describe(address)}\n" for address in value)
             return f"{_ALIASES.get(name, name)}:\n{frames}"
         if isinstance(value, str) and column.modifier != "hex":
-            return f"{name}: {value:<50}"
+            return f"{name}: {rawtext.padded(value, 50)}"
         if isinstance(value, str):
-            value = int.from_bytes(value.encode("utf-8", "replace")[:8], "little")
+            value = int.from_bytes(rawtext.encode(value)[:8], "little")
         value &= _MASK
         if column.buckets:
             return f"{name}: ~ {value}-{value + column.buckets - 1}"
@@ -220,7 +221,7 @@ class Histogram:
             case "sym-offset":
                 return f"{name}: [{value:x}] {self.guest.describe(value):<55}"
             case "execname":
-                return f"{name}: {row.comm:<16}[{value:>10}]"
+                return f"{name}: {rawtext.padded(row.comm, 16)}[{value:>10}]"
             case "syscall":
                 return f"{name}: {self.guest.syscall(value):<30}[{value:>3}]"
             case "log2":
@@ -248,7 +249,7 @@ def _key_getter(column: Column, guest: Guest) -> Callable[[Hit], Key]:
         return lambda hit: 1
     get = variable.get
     if variable.field.text:
-        return lambda hit: str(get(hit) or "")[:MAX_STRING]
+        return lambda hit: rawtext.cut(str(get(hit) or ""), MAX_STRING)
 
     def number(hit: Hit) -> int:
         value = get(hit)

@@ -15,6 +15,7 @@ from typing import Final
 
 import construct
 
+from probes import rawtext
 from probes.fetch import Scalar, Value
 from probes.fetchargs import FetchArg
 from probes.fetchtypes import FetchType
@@ -97,7 +98,7 @@ class Layout:
         at = self.fixed + len(tail)
         if value is None or at >= MAX_PAYLOAD:
             return min(at, MAX_PAYLOAD)
-        data = str(value).encode("utf-8", "surrogateescape")[: MAX_PAYLOAD - at - 1] + b"\0"
+        data = rawtext.encode(str(value))[: MAX_PAYLOAD - at - 1] + b"\0"
         tail += data
         return len(data) << 16 | at
 
@@ -169,7 +170,7 @@ class _Piece:
     def _one(self, raw: int, payload: bytes) -> Scalar:
         if self.text:
             length, at = raw >> 16, raw & 0xFFFF
-            return payload[at : at + length - 1].decode("utf-8", "surrogateescape") if length else None
+            return rawtext.decode(payload[at : at + length - 1]) if length else None
         sign = 1 << (8 * self.size - 1)
         return (raw ^ sign) - sign if self.signed else raw
 

@@ -26,7 +26,7 @@ _PLACE: Final = re.compile(r"(?P<event>[\w.-]+): \((?P<where>.*?)\)(?: |$)")
 
 def records_of(data: bytes) -> Iterator[Mapping[str, Any]]:
     """The records of a trace as JSON lines or ftrace's text; ValueError with the line that is neither."""
-    lines = data.decode("utf-8", "replace").splitlines()
+    lines = data.decode("utf-8", "backslashreplace").split("\n")
     first = next((line for line in lines if line.strip()), "")
     if first.startswith("{"):
         for number, line in enumerate(lines, start=1):
@@ -34,6 +34,7 @@ def records_of(data: bytes) -> Iterator[Mapping[str, Any]]:
                 yield _json_record(number, line)
         return
     found: dict[str, Any] | None = None
+    strange = 0  # the first line that is no record's; behind one it is a string's with a newline in it
     for number, line in enumerate(lines, start=1):
         if line.startswith("#") or not line.strip():
             continue
@@ -43,13 +44,15 @@ def records_of(data: bytes) -> Iterator[Mapping[str, Any]]:
             continue
         match = _LINE.match(line)
         if match is None and found is None:
-            raise ValueError(f"line {number} is neither ftrace's text nor JSON")
+            strange = strange or number
         if match is not None:
             if found is not None:
                 yield found
             found = _text_record(match)
     if found is not None:
         yield found
+    elif strange:
+        raise ValueError(f"line {strange} is neither ftrace's text nor JSON")
 
 
 def _json_record(number: int, line: str) -> Mapping[str, Any]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from emu.iface import Cpu, Machine, MemoryFault, Symbol
+from probes import rawtext
 from probes.fetch import Task, UnknownTask
 from probes.linux.tasks import LinuxTasks
 
@@ -110,7 +111,7 @@ class CurrentSymbol(Tasks):
         try:
             task = self._word(self.variable)
             name = self.machine.memory.read(self._word(task + self.machine.bits // 8), _COMM)
-            return Task(name.partition(b"\0")[0].decode("utf-8", "backslashreplace"), self._word(task))
+            return Task(rawtext.decode(name.partition(b"\0")[0]), self._word(task))
         except MemoryFault:
             return UnknownTask().current(cpu)
 

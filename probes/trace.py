@@ -16,6 +16,7 @@ from typing import Final, NamedTuple, Protocol
 
 import construct
 
+from probes import rawtext
 from probes.fetch import Scalar, Value
 
 DEFAULT_SIZE: Final = 8 << 20
@@ -79,24 +80,28 @@ class Record:
     frames: tuple[str, ...] | None = None
 
     def text(self) -> str:
-        """What `cat trace` prints: task-pid, cpu, flags, seconds, event, place, arguments; a stack takes more lines."""
+        """What `cat trace` prints: task-pid, cpu, flags, seconds, event, place, arguments; a stack takes more lines.
+
+        Strings are as the guest has them, `rawtext.encode` gives their bytes.
+        """
         seconds, rest = divmod(self.timestamp_ns // 1000, 1_000_000)
-        start = (
-            f"{self.comm:>16}-{self.pid:<7d} [{self.cpu:03d}] {context_flags(self.flags, self.preempt_count)} "
-            f"{seconds:5d}.{rest:06d}: "
-        )
+        task = f"{rawtext.padded(self.comm, -COMM_SIZE)}-{self.pid:<7d}"
+        context = context_flags(self.flags, self.preempt_count)
+        start = f"{task} [{self.cpu:03d}] {context} {seconds:5d}.{rest:06d}: "
         if self.frames is not None:
             return "\n".join([f"{start}<{self.event}>", *(f" => {frame}" for frame in self.frames)])
         shown = "".join(f" {name}={format_value(value, kind)}" for name, kind, value in self.arguments)
         return f"{start}{self.event}: ({self.where}){shown}"
 
     def as_dict(self) -> dict[str, object]:
-        """What JSON lines and tables have of it: numbers stay numbers, a failed string is None."""
+        """What JSON lines and tables have of it: numbers stay numbers, a failed string is None, a string is Unicode:
+        a byte that is no UTF-8 is `\\xNN`.
+        """
         found: dict[str, object] = {
             "timestamp_ns": self.timestamp_ns,
             "instructions": self.instructions,
             "event": f"{self.group}/{self.event}",
-            "comm": self.comm,
+            "comm": rawtext.readable(self.comm),
             "pid": self.pid,
             "cpu": self.cpu,
             "flags": context_flags(self.flags, self.preempt_count),
@@ -106,7 +111,7 @@ class Record:
         found |= {"ip": self.ip, "where": self.where}
         if self.entered_ns >= 0:
             found |= {"function": self.function, "duration_ns": self.timestamp_ns - self.entered_ns}
-        return found | {"args": {name: value for name, _, value in self.arguments}}
+        return found | {"args": {name: _readable(value) for name, _, value in self.arguments}}
 
     def json(self) -> str:
         """One JSON object on one line."""
@@ -134,13 +139,19 @@ def format_value(value: Value, kind: str) -> str:
     return _format_scalar(value, kind)
 
 
+def _readable(value: Value) -> Value:
+    if isinstance(value, tuple):
+        return tuple(rawtext.readable(one) if isinstance(one, str) else one for one in value)
+    return rawtext.readable(value) if isinstance(value, str) else value
+
+
 def _format_scalar(value: Scalar, kind: str) -> str:
     if value is None:
         return "(fault)"
     if isinstance(value, str):
         return value if kind == "symbol" else f'"{value}"'
     if kind == "char":
-        return f"'{chr(value)}'"
+        return f"'{rawtext.decode(bytes((value,)))}'"
     return f"0x{value:x}" if kind.startswith("x") else str(value)
 
 
@@ -217,7 +228,7 @@ class TraceRing:
             self.overwritten += 1  # no ring could hold it, as with Linux
             return
         at = self._room(size)
-        comm_bytes = comm.encode("utf-8", "replace")
+        comm_bytes = rawtext.encode(comm)
         _HEADER.pack_into(self._data, at, size, number, at_ns, instructions, entered_ns, cpu, comm_bytes)
         self._data[at + _HEADER.size : at + size] = payload
         self._end = at + size
@@ -265,7 +276,7 @@ class TraceRing:
     def _decode(self, at: int) -> Record:
         size, number, at_ns, instructions, entered_ns, cpu, comm = _HEADER.unpack_from(self._data, at)
         payload = bytes(self._data[at + _HEADER.size : at + size])
-        name = comm.split(b"\0", 1)[0].decode("utf-8", "replace")
+        name = rawtext.decode(comm.split(b"\0", 1)[0])
         return self._kinds[number].record(Stored(at_ns, instructions, entered_ns, cpu, name, payload))
 
     def last(self, count: int | None = None) -> Sequence[Record]:

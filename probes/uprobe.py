@@ -21,6 +21,7 @@ from typing import Final, TypeAlias, assert_never
 
 from emu.iface import Cpu, Machine, MemoryFault, Stop
 from emu.insn import MAX_INSN_SIZE, Encoding, InvalidInstruction, decode
+from probes import rawtext
 from probes.arch import ProbeArch
 from probes.errors import ProbeError
 from probes.programs import (
@@ -209,7 +210,7 @@ class Uprobes:
                 text += piece or b"\0"
         except MemoryFault:
             return "(not present)"
-        return bytes(text[:PATH_MAX]).partition(b"\0")[0].decode("utf-8", "backslashreplace")
+        return rawtext.decode(bytes(text[:PATH_MAX]).partition(b"\0")[0])
 
     def info(self, probe: Uprobe) -> list[str]:
         """Where it stands now and what became of what it follows."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from emu.iface import Cpu, Memory, MemoryFault
+from probes import rawtext
 from probes.btf import BtfError
 from probes.fetch import Task, UnknownTask
 from probes.linux.kernel import KernelTypes
@@ -75,7 +76,7 @@ class LinuxTasks:
             data = self._read(task, offsets.end)
         except MemoryFault:
             return UnknownTask().current(cpu)
-        comm = data[offsets.comm : offsets.comm + COMM_SIZE].partition(b"\0")[0].decode("utf-8", "replace")
+        comm = rawtext.decode(data[offsets.comm : offsets.comm + COMM_SIZE].partition(b"\0")[0])
         pid = int.from_bytes(data[offsets.pid : offsets.pid + 4], "little", signed=True)
         asked = data[offsets.flags] >> _TIF_NEED_RESCHED & 1
         pinned = offsets.migration_disabled

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import re
 
 import pytest
 
 from emu import GuestMachine
-from probes import Manager
+from probes import Manager, rawtext
 from probes.tracefs import Tracefs
 from tests.support.kernels import run_shell
 
@@ -54,12 +55,12 @@ TRACING = "/sys/kernel/tracing"
 WORK = "cat /proc/version >/dev/null; head -c 300 /init >/dev/null; wc /etc/nothing; ls -d /bin"
 
 
-def events(text: str) -> list[str]:
-    """Each record of the commands that WORK runs, from their fork on: process, context, event, without its time.
+def events(text: str, names: str = "cat|head|wc|ls") -> list[str]:
+    """Each record of the commands that a test runs, from their fork on: process, context, event, without its time.
 
     A name is not compared: the guest's trace shows a process by the name it had last.
     """
-    commands = set(re.findall(r"^ *(?:cat|head|wc|ls)-(\d+) ", text, re.MULTILINE))
+    commands = set(re.findall(rf"^ *(?:{names})-(\d+) ", text, re.MULTILINE))
     records = re.split(r"^(?= *\S+-\d+ +\[000\])", text, flags=re.MULTILINE)
     found = (re.match(r" *\S+-(\d+) +(\[000\] \S+) +\d+\.\d+: (.*)", record, re.DOTALL) for record in records)
     return [f"{one[1]} {one[2]} {one[3].rstrip()}" for one in found if one is not None and one[1] in commands]
@@ -84,3 +85,46 @@ def test_the_guests_own_trace_is_ours(linux: GuestMachine) -> None:
         line.split(":")[1].split()[0] for line in DEFINITIONS.splitlines()
     }
     assert mine == theirs
+
+
+# Bytes that are no UTF-8, some that are, control characters and a newline; in names of files and of a program.
+BYTES_DEFINITIONS = r"""
+p:b1 do_sys_openat2 file=+0($arg2):ustring c=+0($arg2):char[12]
+p:b2 vfs_open dn=path->dentry->d_name.name:string
+""".strip()
+BYTES_SETUP = (
+    r"f=/tmp/$(printf 'a\377\303\251\033\001b\nc\td\200'); g=/tmp/$(printf 'z\376'); "
+    """echo '#!/bin/sh' > $g; chmod +x $g; : > "$f" """
+)
+BYTES_COMMANDS = "cat|z\xfe"
+BYTES_WORK = "$g; cat \"$f\"; cat /tmp/$(printf '\\303\\251\\377')"
+
+
+@pytest.mark.parametrize("kernel", ["6.12"], indirect=True)
+def test_strings_are_shown_byte_for_byte(linux: GuestMachine) -> None:
+    """Whatever the bytes, in the trace, in `char`s and in a histogram, whose columns are counted in bytes; so is the
+    name of a process, which the kernel shows as it was last."""
+    ours = Tracefs(Manager(linux))
+    ours.write("kprobe_events", BYTES_DEFINITIONS, append=False)
+    run_shell(linux, f"mkdir -p {TRACING}; mount -t tracefs t {TRACING}; T={TRACING}/events/kprobes; {BYTES_SETUP}")
+    for line in BYTES_DEFINITIONS.splitlines():
+        run_shell(linux, f"echo '{line}' >> {TRACING}/kprobe_events")
+    run_shell(linux, "echo hist:keys=file > $T/b1/trigger; echo 1 > $T/enable")
+    ours.write("events/kprobes/b1/trigger", "hist:keys=file", append=False)
+    ours.write("events/kprobes/enable", "1", append=False)
+    run_shell(linux, f"{BYTES_WORK}; echo 0 > $T/enable")
+    ours.write("events/kprobes/enable", "0", append=False)
+
+    def theirs(file: str) -> bytes:
+        return base64.b64decode(run_shell(linux, f"base64 {file}", budget=2_000_000_000))
+
+    def mine(file: str) -> bytes:
+        return rawtext.encode(ours.read(file))
+
+    shown = events(theirs(f"{TRACING}/trace").decode("latin-1"), BYTES_COMMANDS)
+    assert events(mine("trace").decode("latin-1"), BYTES_COMMANDS) == shown
+    assert any('file="/tmp/a\xff\xc3\xa9\x1b\x01b\nc\td\x80" c={' in one and "'\xff','\xc3'" in one for one in shown)
+    assert b"              z\xfe-" in mine("trace")
+    rows = re.findall(rb"^\{ file: /tmp/.*?\n(?=\{|\n)", theirs("$T/b1/hist"), re.M | re.S)
+    assert len(rows) == 3
+    assert [row for row in rows if row not in mine("events/kprobes/b1/hist")] == []

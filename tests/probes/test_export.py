@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from dataclasses import replace
 
 import pyarrow.parquet
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from perfetto.protos.perfetto.trace import perfetto_trace_pb2 as protos
 
+from probes import rawtext
 from probes.errors import ProbeError
 from probes.export import Unfinished, open_export
 from probes.report import Report, records_of
@@ -46,6 +48,28 @@ def test_text_and_json_are_a_line_a_record() -> None:
     rows = [json.loads(line) for line in exported("jsonl").splitlines()]
     assert (rows[1]["function"], rows[1]["duration_ns"], rows[1]["args"]) == ("vfs_read", 5_000, {"n": -5, "bad": None})
     assert rows[2]["lines"] == ["vfs_read", "ksys_read", "entry"]
+
+
+def test_bytes_that_are_no_text_are_kept_or_escaped() -> None:
+    r"""ftrace's text has them as the guest has; what has to be Unicode has `\xNN`, and can always be written."""
+    text = rawtext.decode(b"a\xff\xc3\xa9\n")
+    record = replace(OPEN, comm=text, arguments=(("file", "string", text), ("two", "string", (text, None))))
+
+    def written(name: str) -> bytes:
+        out = io.BytesIO()
+        export = open_export(name, out.write)
+        export.add(record)
+        export.close(())
+        return out.getvalue()
+
+    assert written("txt").startswith(b"           a\xff\xc3\xa9\n-7 ")
+    assert b'file="a\xff\xc3\xa9\n" two={"a\xff\xc3\xa9\n",(fault)}' in written("txt")
+    readable = "a\\xff\u00e9\n"
+    row = json.loads(written("jsonl"))
+    assert (row["comm"], row["args"]) == (readable, {"file": readable, "two": [readable, None]})
+    assert readable.encode() in written("pftrace")
+    assert pyarrow.parquet.read_table(io.BytesIO(written("parquet"))).to_pylist()[0]["comm"] == readable
+    Report(records_of(written("txt"))).lines()
 
 
 def test_perfetto_has_a_track_for_each_task_and_a_span_for_each_call() -> None:
