@@ -283,7 +283,7 @@ class Engine:
     def read_eflags(self) -> int:
         """Architectural EFLAGS; while the engine runs, the state image holds them in parts only."""
         _lib.uc_reg_read(self._handle, reg.UC_X86_REG_EFLAGS, self._word_pointer)
-        return self._word.value
+        return self._word.value & 0xFFFF_FFFF  # 32 bits are written; above them stands what was read before
 
     def write_register(self, name: str, value: Any) -> None:
         """By Unicorn's name, for calibration and the registers outside the state image's described part."""
@@ -370,7 +370,7 @@ class Engine:
         if self.failure is None:
             self.failure, self.failure_text = error, traceback.format_exc()
         self.limit[0] = 0
-        _lib.uc_emu_stop(self._handle)
+        _lib.uc_emu_stop(self._handle)  # in the engine's own thread: a hook of it has just raised
 
     def _hook(self, kind: int, callback: object, begin: int = 1, end: int = 0, instruction: int = 0) -> ctypes.c_size_t:
         handle = ctypes.c_size_t()
@@ -412,7 +412,7 @@ class Engine:
         def interrupt(_uc: int, vector: int) -> None:
             try:  # `_guard` without a call more
                 on_interrupt(vector)
-            except BaseException as error:  # noqa: BLE001  # as there
+            except BaseException as error:  # noqa: BLE001  # a C frame lies above here too
                 self._fail(error)
 
         tracked(unicorn.UC_HOOK_INTR, _INTR(interrupt))

@@ -10,11 +10,12 @@ from collections.abc import Callable
 
 import pytest
 
-from emu.iface import Breakpoint, Budget, Halted
+from emu.iface import Breakpoint, Budget, GuestExit, Halted
 from emu.machine import Machine
 from probes import Kprobe, Manager
 from probes.regs import Regs
 from tests.support.assemble import assemble
+from tests.support.embedded import power_on
 from tests.support.trapping import CODE, MEMORY, trapping_image
 
 CALLS = "l: call f; jmp l; f: add rax, rbx; ret"
@@ -22,6 +23,7 @@ F = CODE + 7
 ROUND = 4  # instructions
 SPARE = 0x80000  # a page that nobody uses
 TF = 0x100
+ENOUGH = 1_000_000
 Handler = Callable[[Manager, Kprobe, Regs], object]
 
 
@@ -183,3 +185,14 @@ def test_a_handler_that_raises_leaves_no_hit_open(monkeypatch: pytest.MonkeyPatc
     failing.append(False)
     machine.run(4 * ROUND)
     assert (probe.nmissed, probe.hits > 3) == (0, True)
+
+
+@pytest.mark.parametrize("bits", [64, 32])
+def test_stepped_hits_leave_no_trace_in_pushed_flags(bits: int) -> None:
+    """Faults of the guest are delivered between them: what their frames hold below the stack is the bare run's."""
+    bare, machine = power_on(bits, "calls=9 exit=0"), power_on(bits, "calls=9 exit=0")
+    probe = Kprobe(symbol="target", post_handler=lambda *_: None)
+    Manager(machine).register(probe)
+    assert bare.run(ENOUGH) == machine.run(ENOUGH) == GuestExit(0)
+    assert probe.hits == 27
+    assert machine.ram_sha256() == bare.ram_sha256()
