@@ -8,24 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from emu.clock import Clock
-from emu.cpustate import IF, CpuState
+from emu.cpustate import IF
 from emu.devices.pc import Devices
-from emu.engine import Engine
-from emu.iface import Halted, Stop, TrapClient
-from emu.pace import Pacer
+from emu.iface import Halted, TrapClient
+from emu.stopping import Stopping
 from emu.window import SlotWindow
 
 POLL = 128  # instructions between looks at IF while an interrupt is pending
 IDLE_TIMERS = 10_000  # timers that may fire in HLT without an interrupt before it counts as halted for good
 
 
-class Events:
+class Events(Stopping):
     """What a run loop knows of time. The parts and `_deliver` are the loop's."""
 
-    engine: Engine
-    cpu: CpuState
-    clock: Clock
     devices: Devices
     window: SlotWindow
     trap_client: TrapClient | None
@@ -33,12 +28,10 @@ class Events:
     _deliver: Callable[..., None]
 
     def __init__(self) -> None:
-        self.pacer: Pacer | None = None
+        super().__init__()
         self.log: Callable[[str, str], None] | None = None  # (topic, line) for --log int,syscall
         self.halted = False
         self._base = 0  # instructions retired before the engine was entered last
-        self._stop: Stop | None = None
-        self._stop_requested = False
         self._poll_at: int | None = None  # instruction count of the next look at a pending interrupt
 
     def _next_event(self) -> int | None:

@@ -178,6 +178,19 @@ class Panic:
 
 
 @dataclass(frozen=True, slots=True)
+class HandlerFailed:
+    """A Python handler of a probe's user raised, for the instruction at `pc`; the guest is as if it had returned None.
+
+    `where` is `FILE:LINE` of the handler's code, `error` the exception in a line, `report` its traceback from there.
+    """
+
+    pc: int
+    where: str
+    error: str
+    report: str
+
+
+@dataclass(frozen=True, slots=True)
 class Defect:
     """A defect of ours: an exception escaped a hook. `report` is the traceback to send."""
 
@@ -200,6 +213,7 @@ Stop: TypeAlias = (
     | Halted
     | TripleFault
     | Panic
+    | HandlerFailed
     | Defect
 )
 
@@ -589,6 +603,10 @@ class Machine(Protocol):
 
     def request_stop(self) -> None:
         """From any thread: the run in progress, or the next one, ends with Interrupted."""
+        ...
+
+    def end_run(self, stop: Stop) -> None:
+        """Inside a trap handler: the run ends with `stop` as soon as the instruction under way is over."""
         ...
 
     def insert_breakpoint(

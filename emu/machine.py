@@ -197,8 +197,7 @@ class Machine(RunLoop):
         if self._stop is not None:
             stop, self._stop = self._stop, None
             return stop
-        self._stop_requested = False
-        return Interrupted(self.cpu.linear_pc)
+        return self._stop_as_requested()
 
     def _settle_interrupt(self, pc: int, sp: int, cr3: int) -> bool:
         """Deliver what is due here and run the guest until it is back at this instruction of this stack.

@@ -28,7 +28,6 @@ from emu.iface import (
     Defect,
     ExceptionRaised,
     GuestExit,
-    Interrupted,
     MemoryFault,
     PowerOff,
     ProbeStop,
@@ -102,7 +101,6 @@ class RunLoop(Events):
         self._debugger, self._debugger_hardware = object(), object()
         self._conditions: dict[tuple[int, bool], Condition] = {}
         self._followers: list[Condition] = []
-        self.stop_at: tuple[int, int] | None = None  # instruction count and virtual time of a stop to come, for replays
         self._passed: int | None = None  # a PC hook here was answered already
         self._in_place: Place | None = None  # an int3 whose instruction runs once without it
         self._skip_breakpoint: tuple[int, int] | None = None  # pc and sp of one reported, until its instruction has run
@@ -167,8 +165,7 @@ class RunLoop(Events):
                 self.watched.forget()
                 return Watchpoint(self.cpu.linear_pc, hit.kind, hit.address)
             if self._shall_stop() and self._is_outside():
-                self._stop_requested = False
-                return Interrupted(self.cpu.linear_pc)
+                return self._stop_as_requested()
             if done() and self._is_outside():
                 return Budget(self.clock.instructions)
             before = self.clock.instructions
@@ -177,22 +174,6 @@ class RunLoop(Events):
                 self._followers = [call for call in self._followers if call()]
         stop, self._stop = self._stop, None
         return stop
-
-    def request_stop(self) -> None:
-        """From any thread: the run in progress, or the next one, ends with Interrupted."""
-        self._stop_requested = True
-        if self.pacer is not None:
-            self.pacer.wake()
-
-    def _shall_stop(self) -> bool:
-        """Somebody asked, or the moment of `stop_at` has come."""
-        if self.stop_at is not None and (self.clock.instructions, self.clock.now_ns) >= self.stop_at:
-            self.stop_at, self._stop_requested = None, True
-        return self._stop_requested
-
-    def cancel_stop(self) -> None:
-        """Take back a `request_stop` that found the machine stopped already."""
-        self._stop_requested = False
 
     def _advance(self, end: int | None) -> None:
         """One stretch of guest execution: up to the next event, the slice's end, or `end`."""
@@ -268,19 +249,6 @@ class RunLoop(Events):
     def _leave_halt(self) -> None:
         """A debugger sends the processor elsewhere: it is not in HLT there."""
         self.halted = False
-
-    def _report_failure(self) -> None:
-        error, self.engine.failure = self.engine.failure, None
-        if isinstance(error, KeyboardInterrupt):
-            raise error
-        self._stop = Defect(self.cpu.linear_pc, self.engine.failure_text)
-
-    def _stop_for(self, stop: Stop) -> None:
-        """End the run before the next instruction; the first reason wins."""
-        if self._stop is None:
-            self._stop = stop
-        if self.cpu.running:
-            self.engine.stop_here()
 
     def _breakpoint_to_skip(self) -> Place | None:
         """An int3 under the pc that only debugger breakpoints own, already reported: it is stepped over."""
@@ -416,11 +384,21 @@ class RunLoop(Events):
         """Inside a trap handler: take instructions of ours (an int3, a jump back) off the clock."""
         self.engine.counter[0] -= instructions
 
-    def _deliver(self, vector: int, code: int | None = None, **how: bool | int) -> None:
+    def _deliver(
+        self,
+        vector: int,
+        code: int | None = None,
+        *,
+        software: bool = False,
+        external: bool = False,
+        length: int = 0,
+        seen: bool = False,
+    ) -> None:
+        """`Traps.deliver`, and what its outcome means for the run."""
         self.breaks.faulted(self.clock.instructions)
         self.cpu.hflags &= ~HF_INHIBIT_IRQ  # no shadow outlasts a delivery
         try:
-            self.traps.deliver(vector, code, **how)  # type: ignore[arg-type]  # keyword flags of one signature
+            self.traps.deliver(vector, code, software=software, external=external, length=length, seen=seen)
         except TripleFaulted as fault:
             self._stop_for(TripleFault(self.cpu.linear_pc, fault.vector))
             if self.cpu.running:

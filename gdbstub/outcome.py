@@ -62,6 +62,8 @@ def _judge(stop: iface.Stop | None) -> tuple[int, str]:
             return NOT_REACHED, f"the budget is used up at instruction {count:,}"
         case iface.Halted(pc=pc, reason=reason):
             return NOT_REACHED, f"halted for good at {pc:#x}: {reason}"
+        case iface.HandlerFailed(pc=pc, where=where, error=error):
+            return USAGE, f"a probe's handler failed at {pc:#x}: {where}: {error}"
         case iface.Defect(report=report):
             return DEFECT, f"a defect of gdbstub; please report this:\n{report}"
         case iface.Breakpoint(pc=pc) | iface.Watchpoint(pc=pc) | iface.Step(pc=pc) | iface.Interrupted(pc=pc):

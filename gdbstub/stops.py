@@ -17,6 +17,7 @@ from emu.iface import (
     ExceptionRaised,
     GuestExit,
     Halted,
+    HandlerFailed,
     Interrupted,
     Panic,
     PowerOff,
@@ -71,7 +72,7 @@ def exit_status(stop: Stop | None) -> int | None:
             return status
         case None | Breakpoint() | ProbeStop() | Watchpoint() | ExceptionRaised() | Step() | Interrupted():
             return None
-        case Halted() | TripleFault() | Panic() | Defect():
+        case Halted() | TripleFault() | Panic() | HandlerFailed() | Defect():
             return None
         case _:
             assert_never(stop)
@@ -82,7 +83,7 @@ def signal(stop: Stop | None) -> int:
     match stop:
         case Interrupted() | Halted():
             return SIGINT
-        case Panic() | Defect():
+        case Panic() | HandlerFailed() | Defect():
             return SIGABRT
         case TripleFault(_, vector) | ExceptionRaised(_, vector):
             return EXCEPTIONS.get(vector, ("", SIGSEGV))[1]
@@ -133,6 +134,8 @@ def explain(stop: Stop) -> str:
             return f"Exception {vector}{_name(vector)}{about}; the guest's handler is next.\n"
         case Panic(_, message):
             return f"The guest kernel panics: {message}\n"
+        case HandlerFailed(pc, where, error):
+            return f"A probe's handler failed at {pc:#x}: {where}: {error}\n"
         case Defect(pc, report):
             return f"A defect of this program stopped the guest at {pc:#x}; please report:\n{report}\n"
         case _:

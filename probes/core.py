@@ -8,62 +8,24 @@ jprobes and trace events are clients that bring handlers; they are not known her
 from __future__ import annotations
 
 import contextlib
-import enum
 import errno
 import functools
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass, field
 from typing import Final
 
 from emu.iface import BackEnd, CallAborted, Cpu, Machine, MemoryFault, ProbeStop, Stop, Verdict
-from probes.arch import Begin, Finish, Prepared, ProbeArch, Short
+from probes.arch import Begin, Finish, ProbeArch, Short
 from probes.calls import Calls
 from probes.errors import ProbeError, errno_name
 from probes.kprobe import Arm, Kprobe
 from probes.limits import LinuxLimits, Refusal
 from probes.lookup import resolve
+from probes.place import HIT_ACTIVE, HIT_SS, HIT_SSDONE, Hit, Place, Status
 from probes.regs import Regs
 
 MAX_HOOKS: Final = 200  # each PC hook slows translation and every hit of the others; measured, see the engine's notes
 COMFORTABLE_HOOKS: Final = 8
 _MAX_DIVIDED: Final = 64  # one a stack; an interrupt's handler may never come back
-
-
-class Status(enum.Enum):
-    """Where a hit stands, by the kernel's names (kprobe_status)."""
-
-    HIT_ACTIVE = 1  # pre-handlers run
-    HIT_SS = 2  # the instruction runs
-    REENTER = 4  # the instruction runs for a probe met inside a handler
-    HIT_SSDONE = 8  # post-handlers run
-
-
-# looking up a member of an enumeration costs as much as a call
-_HIT_ACTIVE, _HIT_SS, _HIT_SSDONE = Status.HIT_ACTIVE, Status.HIT_SS, Status.HIT_SSDONE
-
-
-@dataclass(slots=True, eq=False)
-class _Place:
-    """A probed address and its probes, newest first, as the kernel's aggregate."""
-
-    address: int
-    prepared: Prepared
-    probes: list[Kprobe] = field(default_factory=list)
-    armed: BackEnd | None = None
-    active: tuple[Kprobe, ...] = ()  # those enabled
-    observed: bool = False  # one of them has a post-handler
-    long_hits: int = 0  # those that found no shortcut
-
-    def refresh(self) -> None:
-        self.active = tuple(probe for probe in self.probes if not probe.disabled and not probe.gone)
-        self.observed = any(probe.post_handler is not None for probe in self.active)
-
-
-@dataclass(slots=True)
-class _Hit:
-    place: _Place
-    status: Status
-    stepping: bool = False
 
 
 class Kprobes:
@@ -83,12 +45,12 @@ class Kprobes:
         self._settled = settled
         self._limits = LinuxLimits(machine)
         self._linux_limits = linux_limits
-        self._places: dict[int, _Place] = {}
+        self._places: dict[int, Place] = {}
         self._waiting: list[Kprobe] = []
-        self._hits: list[_Hit] = []
+        self._hits: list[Hit] = []
         self._divided: dict[int, set[Hashable]] = {}  # string instructions that were left between two iterations
         self._hooks = 0
-        self._halting: _Place | None = None  # a handler asked for a stop there
+        self._halting: Place | None = None  # a handler asked for a stop there
         self._stopped: tuple[int, int] | None = None  # where and when the run ended for it, before the instruction
         self.calls = Calls(machine, arch.convention.word, self._nested)
         self._after_restore: list[Callable[[], None]] = []
@@ -113,7 +75,7 @@ class Kprobes:
         refusal = None if ours else self._limits.refusal(address, init_freed=self._settled)
         if self._linux_limits and refusal is not None:
             raise ProbeError(refusal[0], f"Linux refuses this place: {refusal[1]}")
-        place = self._places.get(address) or _Place(address, self._arch.arch_prepare(address, function))
+        place = self._places.get(address) or Place(self._machine, address, self._arch.arch_prepare(address, function))
         if refusal is None and not ours:
             refusal = place.prepared.linux_refusal
         if self._linux_limits and refusal is not None:
@@ -201,7 +163,7 @@ class Kprobes:
         for address in [address for address in self._places if start <= address < end]:
             self._discard(self._places[address])
 
-    def _discard(self, place: _Place) -> None:
+    def _discard(self, place: Place) -> None:
         """The guest has freed the code there: the probes are GONE, and can only be unregistered."""
         for probe in place.probes:
             probe.gone = True
@@ -218,7 +180,7 @@ class Kprobes:
         if place is None:
             return Verdict.NOT_MINE
         if self._divided and self._continues(cpu, pc):
-            hit = _Hit(place, Status.REENTER if self._hits else Status.HIT_SS)
+            hit = Hit(place, Status.REENTER if self._hits else Status.HIT_SS)
             self._hits.append(hit)
             return self._execute(cpu, hit, back_end, hit.status is not Status.REENTER and place.observed)
         if back_end is BackEnd.HOOK:
@@ -232,12 +194,12 @@ class Kprobes:
             return Verdict.HANDLED
         if self._hits:
             return self._reenter(cpu, place, back_end)
-        hit = _Hit(place, Status.HIT_ACTIVE)
+        hit = Hit(place, Status.HIT_ACTIVE)
         self._hits.append(hit)
         try:
             if not self._goes_on(pc):
                 regs = self._regs(cpu, place.address + 1)
-                skipped = self._halting is not place and self._run_pre(place, regs)
+                skipped = self._halting is not place and place.run_pre(regs)
                 if self._halting is place or regs.stop:
                     self._hits.pop()
                     self._halting = None
@@ -307,7 +269,7 @@ class Kprobes:
                 self._complete(cpu, hit)
             return Verdict.DELIVER
         try:
-            handled = place is not None and self._run_fault(cpu, place, vector)
+            handled = place is not None and place.run_fault(self._regs(cpu, cpu.pc), vector)
         finally:
             if hit is not None:
                 self._hits.pop()
@@ -315,9 +277,13 @@ class Kprobes:
 
     def _fault_in_handler(self, cpu: Cpu, vector: int) -> Verdict:
         """In guest code that a handler calls: kprobe_fault_handler() for HIT_ACTIVE and HIT_SSDONE."""
-        places = (hit.place for hit in reversed(self._hits) if hit.status in (_HIT_ACTIVE, _HIT_SSDONE))
+        places = (hit.place for hit in reversed(self._hits) if hit.status in (HIT_ACTIVE, HIT_SSDONE))
         place = next(places, None)
-        return Verdict.HANDLED if place is not None and self._run_fault(cpu, place, vector) else Verdict.NOT_MINE
+        return (
+            Verdict.HANDLED
+            if place is not None and place.run_fault(self._regs(cpu, cpu.pc), vector)
+            else Verdict.NOT_MINE
+        )
 
     def on_rewritten(self) -> None:
         for place in self._places.values():
@@ -338,25 +304,25 @@ class Kprobes:
 
     # --------------------------------------------------------------------------------------------------- one hit
 
-    def _shorten(self, place: _Place) -> None:
+    def _shorten(self, place: Place) -> None:
         if place.armed is BackEnd.INT3:
             arrive, finish = functools.partial(self._arriver, place), functools.partial(self._finisher, place)
             self._arch.shorten(place.prepared, place.observed, arrive, finish)
 
-    def _arriver(self, place: _Place, short: Short) -> Callable[[], int | None]:
+    def _arriver(self, place: Place, short: Short) -> Callable[[], int | None]:
         """A usual hit, as `on_break` has the others."""
-        hits, hit, cpu, flag = self._hits, _Hit(place, _HIT_ACTIVE), self._machine.cpu, self._arch.step_flag
+        hits, hit, cpu, flag = self._hits, Hit(place, HIT_ACTIVE), self._machine.cpu, self._arch.step_flag
         regs, ip = self._regs(cpu, 0), place.address + 1
         observe, emulate, over, to, divided = short.observe, short.emulate, short.over, short.to, self._divided
 
         def arrive() -> int | None:
             if hits or self._stopped is not None or (divided and place.address in divided):
                 return None
-            hit.status = _HIT_ACTIVE
+            hit.status = HIT_ACTIVE
             hits.append(hit)
             try:
                 regs.ip = ip
-                skipped = self._run_pre(place, regs)
+                skipped = place.run_pre(regs)
                 if regs.stop and self._halt(place, regs, skipped):
                     hits.pop()
                     return None
@@ -365,7 +331,7 @@ class Kprobes:
                     hits.pop()
                     return cpu.pc
                 if place.observed is not observe or cpu.system_flags & flag:
-                    hit.status = _HIT_SS
+                    hit.status = HIT_SS
                     self._machine.uncount(-short.uncount)  # a handler has changed what is usual
                     self._execute(cpu, hit, BackEnd.INT3, place.observed)
                     return cpu.pc
@@ -376,7 +342,7 @@ class Kprobes:
                 if over < 0:
                     hits.pop()
                     return to
-                hit.status = _HIT_SS
+                hit.status = HIT_SS
                 hit.stepping = True
                 return to
             except BaseException:
@@ -385,7 +351,7 @@ class Kprobes:
 
         return arrive
 
-    def _finisher(self, place: _Place, short: Short) -> Callable[[], int | None]:
+    def _finisher(self, place: Place, short: Short) -> Callable[[], int | None]:
         """The end of a step that such a hit has begun."""
         hits, cpu, end, mask = self._hits, self._machine.cpu, short.end, self._arch.convention.mask
         regs = self._regs(cpu, 0)
@@ -395,21 +361,21 @@ class Kprobes:
             if hit is None or hit.place is not place or not hit.stepping:
                 return None
             hit.stepping = False
-            hit.status = _HIT_SSDONE
+            hit.status = HIT_SSDONE
             cpu.pc = regs.ip = end
             try:
-                self._run_post(place, regs)
+                place.run_post(regs)
             finally:
                 hits.pop()
             return regs.ip & mask
 
         return finish
 
-    def _halt(self, place: _Place, regs: Regs, skipped: bool) -> bool:
+    def _halt(self, place: Place, regs: Regs, skipped: bool) -> bool:
         """A handler of a usual hit wants a stop: `on_break` is to make it, which can where the guest still is there."""
         regs.stop = False
         if skipped:
-            self._machine.request_stop()
+            self._machine.end_run(ProbeStop(place.address))
             return False
         self._halting = place
         return True
@@ -437,15 +403,15 @@ class Kprobes:
         stopped, self._stopped = self._stopped, None
         return stopped == (pc, self._machine.clock.instructions)
 
-    def _reenter(self, cpu: Cpu, place: _Place, back_end: BackEnd) -> Verdict:
+    def _reenter(self, cpu: Cpu, place: Place, back_end: BackEnd) -> Verdict:
         """A probe met while another's handlers run: executed without its handlers and counted."""
         for probe in place.active:
             probe.nmissed += 1
-        hit = _Hit(place, Status.REENTER)
+        hit = Hit(place, Status.REENTER)
         self._hits.append(hit)
         return self._execute(cpu, hit, back_end, observe=False)
 
-    def _execute(self, cpu: Cpu, hit: _Hit, back_end: BackEnd, observe: bool) -> Verdict:
+    def _execute(self, cpu: Cpu, hit: Hit, back_end: BackEnd, observe: bool) -> Verdict:
         begin = self._arch.begin_step(cpu, hit.place.prepared, back_end, observe)
         if begin is Begin.STEPPING:
             hit.stepping = True
@@ -456,43 +422,16 @@ class Kprobes:
             self._hits.pop()
         return Verdict.DELIVER if begin is Begin.TRAP else Verdict.HANDLED
 
-    def _complete(self, cpu: Cpu, hit: _Hit) -> None:
+    def _complete(self, cpu: Cpu, hit: Hit) -> None:
         """The instruction is over: post-handlers, unless this was a probe inside a probe."""
         try:
             if hit.status is not Status.REENTER and hit.place.observed:
                 hit.status = Status.HIT_SSDONE
                 regs = self._regs(cpu, cpu.pc)
-                self._run_post(hit.place, regs)
+                hit.place.run_post(regs)
                 cpu.pc = regs.ip & self._arch.convention.mask
         finally:
             self._hits.pop()
-
-    def _run_pre(self, place: _Place, regs: Regs) -> bool:
-        """Pre-handlers, newest first; true where one has set the registers, and then the rest are missed."""
-        probes = place.active
-        for probe in probes:
-            if probe.address is None:
-                continue  # a handler before it has unregistered it
-            probe.hits += 1
-            if probe.pre_handler is not None and probe.pre_handler(probe, regs):
-                regs.cpu.pc = regs.ip & self._arch.convention.mask
-                for missed in probes[probes.index(probe) + 1 :]:
-                    missed.nmissed += 1
-                return True
-        return False
-
-    def _run_post(self, place: _Place, regs: Regs) -> None:
-        for probe in place.active:
-            if probe.post_handler is not None:
-                probe.post_handler(probe, regs)
-
-    def _run_fault(self, cpu: Cpu, place: _Place, vector: int) -> bool:
-        regs = self._regs(cpu, cpu.pc)
-        for probe in place.active:
-            if probe.fault_handler is not None and probe.fault_handler(probe, regs, vector):
-                cpu.pc = regs.ip & self._arch.convention.mask
-                return True
-        return False
 
     def _regs(self, cpu: Cpu, ip: int) -> Regs:
         return Regs(self._machine, self._arch.convention, cpu, ip, self.calls)
@@ -525,7 +464,7 @@ class Kprobes:
             raise ProbeError(errno.ENOENT, f"{probe.symbol}+{probe.offset:#x} lies outside every symbol")
         return address & self._arch.convention.mask, None if found is None else found[0].address
 
-    def _place_of(self, probe: Kprobe) -> _Place:
+    def _place_of(self, probe: Kprobe) -> Place:
         if probe.address is None or probe not in self._places[probe.address].probes:
             raise ProbeError(errno.EINVAL, "this probe is not registered")
         return self._places[probe.address]
@@ -545,7 +484,7 @@ class Kprobes:
             place.refresh()
             raise
 
-    def _update(self, place: _Place) -> None:
+    def _update(self, place: Place) -> None:
         """Arm, move or disarm an address as its probes now ask."""
         place.refresh()
         if not place.active:
@@ -560,7 +499,7 @@ class Kprobes:
             self._rearm(place, BackEnd.HOOK)
         self._shorten(place)
 
-    def _choose(self, place: _Place) -> tuple[BackEnd, bool]:
+    def _choose(self, place: Place) -> tuple[BackEnd, bool]:
         """The back end for an address, and whether a hook will do where it fails."""
         asked = {self._arm if probe.arm == "auto" else probe.arm for probe in place.active}
         if "hook" in asked:
@@ -572,7 +511,7 @@ class Kprobes:
             return BackEnd.HOOK, False
         return BackEnd.INT3, place.armed is not BackEnd.INT3
 
-    def _rearm(self, place: _Place, back_end: BackEnd | None) -> None:
+    def _rearm(self, place: Place, back_end: BackEnd | None) -> None:
         if place.armed is back_end:
             return
         if back_end is BackEnd.HOOK and self._hooks >= MAX_HOOKS:
@@ -590,7 +529,7 @@ class Kprobes:
         place.armed = back_end
         self._hooks += back_end is BackEnd.HOOK
 
-    def _notes(self, place: _Place, refusal: Refusal | None) -> tuple[str, ...]:
+    def _notes(self, place: Place, refusal: Refusal | None) -> tuple[str, ...]:
         notes = []
         if refusal is not None:
             notes.append(f"Linux would refuse: {errno_name(refusal[0])}, {refusal[1]}")

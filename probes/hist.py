@@ -181,7 +181,7 @@ class Histogram:
             for sort in self.sort:
                 left, right = self._sorted_by(one, sort.column), self._sorted_by(other, sort.column)
                 if left != right:
-                    return -1 if (left < right) is not sort.descending else 1  # type: ignore[operator]
+                    return -1 if (left < right) is not sort.descending else 1  # type: ignore[operator]  # one column: one type
             return 0
 
         return sorted(self.rows.values(), key=functools.cmp_to_key(compare))

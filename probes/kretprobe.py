@@ -24,6 +24,7 @@ from typing import Final, TypeAlias
 from emu.iface import BackEnd, Machine, MachineError, MemoryFault, Word
 from emu.insn import spans
 from probes.arch import ProbeArch
+from probes.blame import ask
 from probes.core import Kprobes
 from probes.errors import ProbeError
 from probes.kprobe import Kprobe
@@ -253,7 +254,8 @@ class Kretprobes:
             rp.nmissed += 1
             return
         instance = ReturnInstance(rp, task, slot, ret_addr, now, self._machine.clock.now_ns)
-        if rp.entry_handler is not None and rp.entry_handler(instance, regs):
+        entry = rp.kp.address or 0
+        if rp.entry_handler is not None and ask(self._machine, entry, rp.entry_handler, instance, regs):
             rp.declined += 1
         elif not rp.registered:  # it has unregistered its own probe
             rp.ends[End.UNREGISTERED] += 1
@@ -370,7 +372,7 @@ class Kretprobes:
             instance.ret_addr = target
             regs.ip = target
             if instance.rp.handler is not None:
-                instance.rp.handler(instance, regs)
+                ask(self._machine, target, instance.rp.handler, instance, regs)
 
     def _end(self, instance: ReturnInstance, end: End) -> None:
         """The instance goes back to its pool, and its stack word or site to the guest."""

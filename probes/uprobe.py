@@ -23,6 +23,7 @@ from emu.iface import Cpu, Machine, MemoryFault, Stop
 from emu.insn import MAX_INSN_SIZE, Encoding, InvalidInstruction, decode
 from probes import rawtext
 from probes.arch import ProbeArch
+from probes.blame import ask
 from probes.errors import ProbeError
 from probes.programs import (
     Copies,
@@ -463,11 +464,12 @@ class Uprobes:
         if place.leaves is not None:
             self._returns.cause(self._programs.thread(cpu), place.leaves)
         for probe in place.active:
-            if not probe.registered or (probe.filter is not None and not probe.filter(probe, regs)):
+            accepts = probe.filter
+            if not probe.registered or (accepts is not None and not ask(self._machine, vaddr, accepts, probe, regs)):
                 continue  # a handler before it has unregistered it
             probe.hits += 1
             if probe.handler is not None:
-                probe.handler(probe, regs)
+                ask(self._machine, vaddr, probe.handler, probe, regs)
             if probe.ret_handler is not None and probe.registered:
                 self._returns.enter(probe, place.offset, space, regs)
         cpu.pc = regs.ip & regs.convention.mask

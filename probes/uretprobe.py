@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from emu.iface import Machine, MemoryFault
+from probes.blame import ask
 from probes.programs import Programs
 from probes.regs import Regs
 
@@ -172,7 +173,7 @@ class UserReturns:
         self._leave_deeper(thread, space, chain[0].slot)
         for call in reversed(chain):  # the newest first, as the kernel has it
             if call.probe.ret_handler is not None and call.probe.registered and not call.probe.disabled:
-                call.probe.ret_handler(call, regs)
+                ask(self._machine, vaddr, call.probe.ret_handler, call, regs)
 
     def cause(self, thread: int, end: End) -> None:
         """The thread is in longjmp() or the unwinder."""
