@@ -10,6 +10,10 @@ and leaves the state behind it. RF is what x86 has for this; what faults push an
 An instruction that faults and starts anew is one hit. A string instruction under rep, which the engine counts otherwise
 in that state, is met by a PC hook instead, before each iteration.
 
+An int3 that stands in memory for good (`planted`) is answered the same way: its instruction's own translation is made
+while the guest's byte is back for just that long. So it needs no slot in anybody's address space, runs at its own
+address, and what it faults with, pushes or is interrupted at is as ever.
+
 Owners say through `BreakClient.stands` in which address spaces an address is meant.
 """
 
@@ -27,6 +31,7 @@ from emu.iface import BreakClient
 from emu.insn import MAX_INSN_SIZE, InvalidInstruction, decode, spans
 from emu.memory import reachable
 from emu.paging import walk
+from emu.planted import PlantedBytes
 from emu.ram import Ram
 from emu.text import INT3
 from emu.traps import Traps
@@ -35,6 +40,7 @@ _MAX_RESTARTS: Final = 4096  # faults under way; a thread that dies in its fault
 _MAX_PLACED: Final = 1 << 16
 _SP: Final = 4
 _PUSHF: Final = 0x9C
+_INT3: Final = bytes((INT3,))
 _PAUSE: Final = b"\xf3\x90"
 _PREFIX: Final = rb"[\x66\x67\x26\x2e\x36\x3e\x64\x65]*"
 REPEATED: Final = re.compile(_PREFIX + rb"[\xf2\xf3]" + _PREFIX + rb"[\x40-\x4f]?[\x6c-\x6f\xa4-\xa7\xaa-\xaf]")
@@ -43,15 +49,18 @@ REPEATED: Final = re.compile(_PREFIX + rb"[\xf2\xf3]" + _PREFIX + rb"[\x40-\x4f]
 class CodeBreaks:
     """Implements iface.CodeBreaks."""
 
-    def __init__(self, ram: Ram, cpu: CpuState, engine: Engine) -> None:
+    def __init__(self, ram: Ram, cpu: CpuState, engine: Engine, planted: PlantedBytes) -> None:
         self._ram = ram
         self._cpu = cpu
         self._engine = engine
+        self._planted = planted
         self.client: BreakClient | None = None
         self._armed: list[int] = []  # sorted
         self._found: tuple[int, list[int]] | None = None  # a block without its int3s, and where they belong
         self._pending: tuple[int, list[int]] | None = None  # ... for when the processor is at the block again
-        self._poked: list[tuple[int, int]] = []  # (physical address, guest's byte) of int3s that stand in RAM
+        self._poked: list[tuple[int, int]] = []  # (physical address, byte) of what stands otherwise in RAM now
+        self._covered: int | None = None  # an instruction to resume that was translated with its planted int3
+        self._uncover: int | None = None  # ... for when the processor is there again
         self._repeats: list[int] = []  # string instructions that `look` has found
         self._hooked: set[int] = set()  # ... those that have a hook
         self.hook: Callable[[int, bool], None] = lambda vaddr, on: None  # has the client asked by a PC hook, or not
@@ -98,7 +107,7 @@ class CodeBreaks:
 
     def forget(self) -> None:
         """The machine has gone to another moment; every translation is gone already."""
-        self._found = self._pending = None
+        self._found = self._pending = self._covered = self._uncover = None
         self._placed.clear()
         self._resumed = self._passed = (-1, -1)
         self._restarts.clear()
@@ -109,6 +118,10 @@ class CodeBreaks:
         """From the engine, about a new block: where it lacks an int3, stop before its first instruction."""
         if self._poked:
             self._take_out()  # what was translated has them now
+            return
+        if code[:1] == _INT3 and self._is_resuming() and self._planted.at(pc) is not None:
+            self._covered = pc
+            self._engine.stop_here()
             return
         at = bisect.bisect_left(self._armed, pc)
         if at == len(self._armed) or self._armed[at] >= pc + len(code) or self.client is None:
@@ -131,6 +144,11 @@ class CodeBreaks:
 
     def reclaim(self) -> bool:
         """After a run: drop the block that `look` has found; False where it has found none."""
+        covered, self._covered = self._covered, None
+        if covered is not None:
+            self.refresh(covered)
+            self._uncover = covered
+            return True
         found, self._found = self._found, None
         if found is None:
             return False
@@ -148,6 +166,9 @@ class CodeBreaks:
 
     def put_in(self) -> None:
         """Right before a run: if it begins with the block that was found, have it translated with its int3s."""
+        uncover, self._uncover = self._uncover, None
+        if uncover is not None and uncover == self._cpu.linear_pc == self._passed[0]:
+            self._put_back(uncover)
         pending, self._pending = self._pending, None
         if pending is None or pending[0] != self._cpu.linear_pc:
             return
@@ -158,8 +179,19 @@ class CodeBreaks:
                 self._poked.append((page.paddr, self._ram.map[page.paddr]))
                 self._ram.map[page.paddr] = INT3
 
+    def _put_back(self, vaddr: int) -> None:
+        """Go on with the instruction under a planted int3, whose owners have been asked, from the guest's own byte."""
+        paddr = self._planted.at(vaddr)
+        original = None if paddr is None else self._planted.original(paddr)
+        if paddr is None or original is None:
+            return
+        now, self._passed = self._passed[1], (-1, -1)
+        self.resume(vaddr, now)
+        self._poked.append((paddr, self._ram.map[paddr]))
+        self._ram.map[paddr] = original
+
     def take_out(self) -> None:
-        """Right after a run: nothing of ours may be left in RAM."""
+        """Right after a run, and where its first instruction could not be translated: RAM is as the guest knows it."""
         if self._poked:
             self._take_out()
 
@@ -204,6 +236,8 @@ class CodeBreaks:
         """
         cpu = self._cpu
         code = self._engine.fetch(vaddr, MAX_INSN_SIZE)
+        if (paddr := self._planted.at(vaddr)) is not None:
+            code = bytes((self._planted.original(paddr) or 0,)) + code[1:]
         if code[:2] == _PAUSE:
             cpu.pc += len(_PAUSE)
             return True
@@ -242,6 +276,7 @@ class CodeBreaks:
 
     def faulted(self, now: int) -> None:
         """A fault is about to be delivered: if it is of the instruction that a hit has let go, it will come again."""
+        self.take_out()
         vaddr, then = self._resumed
         if vaddr != self._cpu.linear_pc or now - then > 1:
             return

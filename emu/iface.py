@@ -377,7 +377,7 @@ class BreakClient(Protocol):
     def on_code_break(self, cpu: Cpu, vaddr: int) -> Stop | None:
         """The instruction at `vaddr` is about to run, for the first time since the guest came to it.
 
-        It runs next unless `cpu.pc` is changed.
+        It runs next unless `cpu.pc` is changed. Asked too where `stands` is false, at an int3 that was planted.
         """
         ...
 
@@ -397,6 +397,34 @@ class CodeBreaks(Protocol):
 
     def refresh(self, vaddr: int | None = None) -> None:
         """Answers of `stands` have changed for code that may have run, there or (None) anywhere."""
+        ...
+
+
+class Planted(Protocol):
+    """Int3s in guest memory by physical address. The guest sees them; who executes them comes to the BreakClient."""
+
+    def plant(self, paddr: int, *, fresh: bool = False) -> None:
+        """Idempotent. `fresh`: nothing of that page has been executed since its bytes came. MemoryFault beyond RAM."""
+        ...
+
+    def adopt(self, paddr: int, original: int) -> None:
+        """The guest has copied a page with an int3 of ours: the copy's is ours too, and `original` the guest's byte."""
+        ...
+
+    def remove(self, paddr: int) -> None:
+        """Put the guest's byte back, unless it has written another. No error where nothing was planted."""
+        ...
+
+    def forget_one(self, paddr: int) -> None:
+        """The page is used for something else now: leave it alone."""
+        ...
+
+    def stands(self, paddr: int) -> bool:
+        """It was planted and the guest has not written over it."""
+        ...
+
+    def original(self, paddr: int) -> int | None:
+        """The guest's byte at a planted int3."""
         ...
 
 
@@ -563,6 +591,9 @@ class Machine(Protocol):
 
     @property
     def breaks(self) -> CodeBreaks: ...
+
+    @property
+    def planted(self) -> Planted: ...
 
     @property
     def clock(self) -> Clock: ...

@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from emu.breakhits import Watcher
 from emu.calls import GuestCalls
 from emu.cpustate import FLAT_CODE32, FLAT_CODE64, FLAT_DATA
 from emu.iface import (
@@ -26,7 +27,7 @@ from emu.iface import (
 )
 from emu.images.plan import Image
 from emu.insn import MAX_INSN_SIZE, InvalidInstruction, decode
-from emu.running import Condition, RunLoop, Watch, Watcher
+from emu.running import Condition, RunLoop, Watch
 from emu.snapshot import Snapshot, pack_ram, unpack_ram
 from emu.symbols import SymbolTable
 
@@ -131,6 +132,7 @@ class Machine(RunLoop):
         self.shortcuts.clear()
         self.window.forget()
         self.words.forget()
+        self.planted.forget()
         self.breaks.forget()
         self.text.rearm()
         if self.trap_client is not None:
@@ -140,6 +142,7 @@ class Machine(RunLoop):
     def _guest_bytes(self) -> Iterator[None]:
         """RAM as the guest alone would have it: no int3, no window, no trampoline on a stack."""
         ours = {**self.text.armed_bytes(), **self.window.foreign_bytes(), **self.words.guest_bytes()}
+        ours.update(self.planted.guest_bytes())
         kept = {paddr: self.ram.map[paddr] for paddr in ours}
         for paddr, byte in ours.items():
             self.ram.map[paddr] = byte

@@ -21,7 +21,7 @@ _MAX_PAGES = 1 << 20
 
 
 class Layer(Protocol):
-    """What `text` and `words` know of bytes in RAM that are not the guest's."""
+    """What `text`, `planted` and `words` know of bytes in RAM that are not the guest's; the outermost comes first."""
 
     def reveal(self, paddr: int, data: bytes) -> bytes: ...
 
@@ -125,7 +125,7 @@ class GuestMemory:
         self._engine.drop_code(0, 0, False)
 
     def _cover(self, paddr: int, data: bytes) -> bytes:
-        for layer in self._layers:
+        for layer in reversed(self._layers):
             data = layer.cover(paddr, data)
         return data
 

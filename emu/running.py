@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable
 
 from emu import traps as t
+from emu.breakhits import BreakHits, Watcher
 from emu.calls import GuestCalls
 from emu.clock import Clock
 from emu.codebreaks import CodeBreaks
@@ -40,6 +41,7 @@ from emu.iface import (
 )
 from emu.insn import MAX_INSN_SIZE, InvalidInstruction, decode
 from emu.memory import GuestMemory
+from emu.planted import PlantedBytes
 from emu.ram import Ram
 from emu.registers import GuestRegisters
 from emu.shortcuts import Shortcuts
@@ -58,14 +60,7 @@ Watch = Callable[[], Stop | None]
 Condition = Callable[[], bool]
 
 
-class Watcher:
-    """An owner that is asked: a watch of the machine's own."""
-
-    def __init__(self, call: Watch) -> None:
-        self.call = call
-
-
-class RunLoop(Events):
+class RunLoop(Events, BreakHits):
     """Processor, memory, devices and time put together and running. `machine.Machine` is the whole."""
 
     calls: GuestCalls  # those in progress pass a debugger's breakpoints; Machine makes it
@@ -73,7 +68,8 @@ class RunLoop(Events):
 
     def __init__(self, memory: int, *, symbols: SymbolTable | None = None, long_mode: bool = True) -> None:
         """`memory` bytes of RAM. `long_mode`: a processor that has it (Nehalem); else a Pentium III."""
-        super().__init__()
+        Events.__init__(self)
+        BreakHits.__init__(self)
         self.long_mode = long_mode
         self.ram = Ram(memory)
         self.engine = Engine(self.ram, self, long_mode=long_mode)
@@ -84,14 +80,15 @@ class RunLoop(Events):
         self.devices = Devices(self.clock, memory)
         self.shortcuts = Shortcuts(self.ram, self.cpu, self.engine, walks)
         self.text = ArmedText(self.ram, self.cpu, self.engine, walks, self.shortcuts, self._on_pc_hook)
-        self.breaks = CodeBreaks(self.ram, self.cpu, self.engine)
+        self.planted = PlantedBytes(self.ram, self.engine, walks, self.text)
+        self.breaks = CodeBreaks(self.ram, self.cpu, self.engine, self.planted)
         self.window = SlotWindow(self.ram, self.cpu, self.engine, walks, self.shortcuts)
         self._vex = VexGuard(self.cpu, self.engine, self.text, Watcher(lambda: None))
         self.watched = WatchedMemory(
             self.ram, self.cpu, self.engine, self.text, self.traps, Watcher(self._before_control_write)
         )
         self.words = SubstitutedWords(self.ram, walks)
-        self.memory = GuestMemory(self.ram, self.cpu, self.engine, walks, self.text, self.words)
+        self.memory = GuestMemory(self.ram, self.cpu, self.engine, walks, self.text, self.planted, self.words)
         self.registers = GuestRegisters(self.cpu, self.engine, self.traps, self._leave_halt)
         self.symbols = GuestSymbols(symbols if symbols is not None else SymbolTable())
         self.console = Console(self._stop_for)
@@ -106,7 +103,6 @@ class RunLoop(Events):
         self._skip_breakpoint: tuple[int, int] | None = None  # pc and sp of one reported, until its instruction has run
         self._skip_since = -1  # instruction count of that report, -1 once the guest has gone on from it
         self._held: tuple[CaughtException, int, int] | None = None  # not delivered yet, with pc and sp
-        self._hooked_breaks: dict[int, Watcher] = {}
         self._wire()
 
     def _wire(self) -> None:
@@ -442,7 +438,7 @@ class RunLoop(Events):
         """An int3 ran: ours if an armed place is under it."""
         cpu = self.cpu
         pc = (cpu.linear_pc - 1) & ((1 << 64) - 1)
-        if self._on_translated_int3(pc):
+        if self._on_break(pc):
             return True
         place = self.text.place_at(pc)
         if place is None:
@@ -464,56 +460,6 @@ class RunLoop(Events):
         if not isinstance(verdict, Verdict):
             self.uncount(1)
         return self._answered(verdict)
-
-    def _hook_break(self, vaddr: int, on: bool) -> None:
-        """The client of the breaks is asked by a PC hook at `vaddr` from now on, or no longer."""
-        if on:
-            self._hooked_breaks[vaddr] = Watcher(lambda: self._on_hooked_break(vaddr))
-            self.text.arm(vaddr, self._hooked_breaks[vaddr], BackEnd.HOOK)
-        else:
-            self.text.disarm(vaddr, self._hooked_breaks.pop(vaddr))
-
-    def _on_hooked_break(self, vaddr: int) -> Stop | None:
-        client = self.breaks.client
-        return client.on_code_break(self.cpu, vaddr) if client is not None and client.stands(vaddr) else None
-
-    def _on_translated_int3(self, pc: int) -> bool:
-        """An int3 that may be in the translation only; False where one in memory is to be seen to."""
-        cpu, breaks, client = self.cpu, self.breaks, self.breaks.client
-        in_memory = not breaks.is_translated(pc) or breaks.in_memory(pc)
-        ours = client is not None and breaks.is_armed(pc) and client.stands(pc)
-        if not ours and in_memory:
-            return False
-        cpu.pc -= 1
-        cpu.forget_exception()
-        at, now, stop = cpu.pc, self.clock.instructions - 1, None
-        if ours and client is not None and breaks.is_hit(pc, now):
-            if self._stop_requested:
-                self.engine.stop_here()
-            began = time.perf_counter_ns()
-            stop = client.on_code_break(cpu, pc)
-            self.trapped_ns += time.perf_counter_ns() - began
-        if stop is not None:
-            self._stop_for(stop)
-            breaks.passed(pc, now)
-        elif cpu.pc == at and in_memory:
-            cpu.pc += 1
-            return False
-        elif cpu.pc == at:
-            if not ours:
-                breaks.refresh(pc)  # a translation from when it was armed
-            try:
-                if breaks.emulate(pc, now, self.traps):
-                    return True  # the int3 counts as the instruction
-            except GuestFault as fault:
-                self.cpu.set_cr(2, fault.address or 0)
-                self._deliver(fault.vector, fault.code)
-                return True
-            breaks.resume(pc, now)
-        self.uncount(1)
-        if self.text.hooked(pc) is not None:
-            self._passed = pc  # asked a moment ago, for the same arrival
-        return True
 
     def _ask(self, place: Place, pc: int) -> Verdict | Stop | None:
         """The owners of an armed place, in order; None where all let it pass."""
