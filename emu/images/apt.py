@@ -22,10 +22,11 @@ _KEYRINGS = (
     "/usr/share/keyrings/debian-archive-keyring.pgp",
     "/etc/apt/trusted.gpg.d/debian-archive-keyring.gpg",
 )
-_BOOKWORM = """\
-deb [signed-by={keyring}] http://deb.debian.org/debian bookworm main
-deb [signed-by={keyring}] http://deb.debian.org/debian-security bookworm-security main
+_SOURCES = """\
+deb [signed-by={keyring}] http://deb.debian.org/debian {release} main
+deb [signed-by={keyring}] http://deb.debian.org/debian-security {release}-security main
 """
+_RELEASES = ("bookworm", "bullseye")  # with kernels 6.1 and 6.12, and 5.10
 _CLEARED = (
     "APT::Architectures",
     "APT::Update::Pre-Invoke",
@@ -50,14 +51,14 @@ class Candidate:
 class Apt:
     """apt for one architecture ("amd64", "i386") and one set of sources, with its state under `folder`.
 
-    `bookworm` takes Debian 12's archive instead of the host's sources, for hosts that are not Debian 12.
+    `release` takes that release of Debian instead of the host's sources.
     """
 
-    def __init__(self, architecture: str, folder: Path, progress: Progress, *, bookworm: bool = False) -> None:
+    def __init__(self, architecture: str, folder: Path, progress: Progress, *, release: str = "") -> None:
         self._architecture = architecture
         self._folder = folder
         self._progress = progress
-        self._bookworm = bookworm
+        self._release = release
         self._updated = False
 
     def newest_first(self, names: Sequence[str]) -> list[Candidate]:
@@ -96,7 +97,7 @@ class Apt:
         for name in ("lists/partial", "cache/archives/partial", "etc"):
             (self._folder / name).mkdir(parents=True, exist_ok=True)
         (self._folder / "status").touch()
-        source = "Debian bookworm" if self._bookworm else "the host's package sources"
+        source = f"Debian {self._release}" if self._release else "the host's package sources"
         self._progress(f"reading the package indexes of {source} for {self._architecture}")
         self._write_sources()
         done = self._run("apt-get", "update", "-q")
@@ -105,14 +106,14 @@ class Apt:
             self._progress(f"apt-get update: {_last_lines(done.stderr)}")
 
     def _write_sources(self) -> None:
-        if self._bookworm:
+        if self._release:
             keyring = next((name for name in _KEYRINGS if os.path.exists(name)), None)
             if keyring is None:
                 raise FetchError(
                     "no Debian archive keyring on this host: install the package debian-archive-keyring, "
                     "or get a kernel by hand (`gdbstub boot FILE --initrd FILE`)"
                 )
-            (self._folder / "etc/sources.list").write_text(_BOOKWORM.format(keyring=keyring))
+            (self._folder / "etc/sources.list").write_text(_SOURCES.format(keyring=keyring, release=self._release))
 
     def _options(self) -> Iterator[str]:
         folder = self._folder
@@ -132,7 +133,7 @@ class Apt:
             "Acquire::AllowDowngradeToInsecureRepositories": "false",
             "APT::Get::AllowUnauthenticated": "false",
         }
-        if self._bookworm:
+        if self._release:
             values |= {"Dir::Etc::SourceList": f"{folder}/etc/sources.list", "Dir::Etc::SourceParts": "/dev/null"}
         for name, value in values.items():
             yield from ("-o", f"{name}={value}")
@@ -161,6 +162,13 @@ class Apt:
             )
         except OSError as error:
             raise FetchError(f"{program} cannot be run: {error}") from error
+
+
+def archives(architecture: str, root: Path, progress: Progress) -> Iterator[Apt]:
+    """Where a package may be found: the host's sources, then Debian's releases whose kernels we know, for hosts that
+    are of none of them. Each has its own folder in `root`."""
+    for release in ("", *_RELEASES):
+        yield Apt(architecture, root / f"apt-{release or 'host'}", progress, release=release)
 
 
 def _last_lines(text: str) -> str:

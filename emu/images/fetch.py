@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from emu.images import deb, initramfs
-from emu.images.apt import Apt, Candidate, FetchError
+from emu.images.apt import Apt, Candidate, FetchError, archives
 from emu.images.cache import Progress, cache_root, quiet, write_atomic
 
 DEFAULT_PACKAGES = {
@@ -29,6 +29,7 @@ for Secure Boot; the kernel is the same."""
 BUSYBOX = "busybox-static"
 _PLACED = "packages"
 """Folder under an architecture's in the cache for packages that a user has got some other way."""
+_TRIES = 5  # kernels that are asked for before a pattern is given up
 _DEBUG_LIMIT = 1 << 30  # bytes of a vmlinux with debug information; amd64's has 700 MB
 _KERNEL_FILE, _BUSYBOX_FILE = "vmlinuz", "busybox"
 
@@ -85,8 +86,7 @@ def debug_image(
     release = fetched.package.removeprefix("linux-image-").removesuffix("-unsigned")
     wanted = Candidate(f"linux-image-{release}-dbg", fetched.version)
     with _locked(root / ".lock"):
-        for bookworm in (False, True):
-            apt = Apt(architecture, root / ("apt-bookworm" if bookworm else "apt-host"), progress, bookworm=bookworm)
+        for apt in archives(architecture, root, progress):
             if wanted.name in apt.names(wanted.name):
                 break
         else:
@@ -113,20 +113,31 @@ def _download(architecture: str, pattern: str, root: Path, record: Path, progres
         f"by hand: put the packages {pattern} and {BUSYBOX} ({architecture}, from packages.debian.org) into "
         f"{root / _PLACED} and run this again; or `gdbstub boot FILE --initrd FILE`, which takes any kernel"
     )
-    for bookworm in (False, True):
-        apt = Apt(architecture, root / ("apt-bookworm" if bookworm else "apt-host"), progress, bookworm=bookworm)
+    for apt in archives(architecture, root, progress):
         try:
             kernels = _candidates(apt, pattern)
             userlands = apt.newest_first([BUSYBOX])
             if kernels and userlands:
-                userland, kernel = apt.download(userlands[0]), apt.download(kernels[0])
-                fetched = _unpack(kernels[0], kernel, userland, root, record, progress)
+                userland = apt.download(userlands[0])
+                chosen, kernel = _first_of(kernels, apt, progress)
+                fetched = _unpack(chosen, kernel, userland, root, record, progress)
                 userland.unlink()
                 kernel.unlink()
                 return fetched
         except FetchError as error:
             raise FetchError(f"{error}; {advice}") from error
     raise FetchError(f"no {pattern} or no {BUSYBOX} for {architecture} in what apt could verify; {advice}")
+
+
+def _first_of(kernels: list[Candidate], apt: Apt, progress: Progress) -> tuple[Candidate, Path]:
+    """The newest that can be downloaded, as a mirror's index may be ahead of its packages. FetchError."""
+    *newer, last = kernels[:_TRIES]
+    for candidate in newer:
+        try:
+            return candidate, apt.download(candidate)
+        except FetchError as error:
+            progress(str(error))
+    return last, apt.download(last)
 
 
 def _candidates(apt: Apt, pattern: str) -> list[Candidate]:

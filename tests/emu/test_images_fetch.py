@@ -108,6 +108,19 @@ def test_a_name_that_is_only_mentioned_is_not_chosen(archive: Archive, cache: Pa
     assert fetch("amd64", cache=cache).package == "linux-image-6.1.0-50-cloud-amd64-unsigned"
 
 
+def test_a_package_that_the_mirror_does_not_have_is_passed_over(archive: Archive, cache: Path) -> None:
+    """Its index names a newer version than its pool holds: the next older one is taken."""
+    for number in (43, 45, 46):
+        archive.add_kernel(f"linux-image-6.1.0-{number}-cloud-amd64-unsigned")
+        if number > 43:
+            (archive.folder / f"linux-image-6.1.0-{number}-cloud-amd64-unsigned.deb").unlink()
+    lines: list[str] = []
+    assert fetch("amd64", cache=cache, progress=lines.append).package == "linux-image-6.1.0-43-cloud-amd64-unsigned"
+    assert sum("could not download" in line for line in lines) == 2
+    with pytest.raises(FetchError, match=r"could not download linux-image-6\.1\.0-46"):
+        fetch("amd64", "linux-image-6.1.0-46*", cache=cache)
+
+
 @pytest.mark.parametrize(
     "wanted", ["linux-image-6.12.1-cloud-amd64-unsigned", "linux-image-6.12*-cloud-amd64-unsigned"]
 )

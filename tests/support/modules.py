@@ -14,7 +14,7 @@ from pathlib import Path
 
 from emu.boot import GuestMachine
 from emu.images import deb
-from emu.images.apt import Apt, Candidate, FetchError
+from emu.images.apt import Candidate, FetchError, archives
 from emu.images.cache import cache_root, write_atomic
 from tests.support.images import REAL_KERNELS, fetch_real_kernel
 from tests.support.kernels import KERNELS, run_shell
@@ -38,9 +38,7 @@ def module_file(kernel: str) -> Path:
 
 
 def _download(architecture: str, candidate: Candidate) -> Path:
-    for bookworm in (False, True):
-        folder = cache_root() / "kernels" / architecture / ("apt-bookworm" if bookworm else "apt-host")
-        apt = Apt(architecture, folder, print, bookworm=bookworm)
+    for apt in archives(architecture, cache_root() / "kernels" / architecture, print):
         if candidate.name in apt.names(candidate.name):
             return apt.download(candidate)
     raise FetchError(f"no {candidate.name} in what apt could verify")
