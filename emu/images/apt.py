@@ -65,6 +65,7 @@ class Apt:
         """Of these exact names those that can be downloaded, each in its newest version, in the order of `names`."""
         if not names:
             return []
+        self._update()
         found: dict[str, Candidate] = {}
         for line in self._run("apt-cache", "madison", *names).stdout.splitlines():
             # "busybox-static | 1:1.35.0-4+b3 | http://... Packages", newest version of a package first.

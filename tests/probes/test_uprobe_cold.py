@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from probes import Manager, Uprobe
 from tests.support.kernels import another, run_shell
-from tests.support.programs import COLD, bring, build, kernel_module
+from tests.support.modules import kernel_modules
+from tests.support.programs import COLD, bring, build
 
 ROUNDS = 50
 
@@ -13,7 +14,7 @@ def test_first_instruction_of_a_page_that_was_dropped_fifty_times() -> None:
     """ext4 on a ram disk, drop_caches before each run: pages, inode, names go; no call is missed or told twice."""
     machine = another("amd64")
     manager = Manager(machine)
-    bring(machine, manager.linux, {"/brd.ko": kernel_module("amd64", "brd"), "/tmp/cold": build(*COLD)})
+    bring(machine, manager.linux, {"/brd.ko": kernel_modules("amd64", ["brd"])["brd"], "/tmp/cold": build(*COLD)})
     run_shell(
         machine, "insmod /brd.ko rd_size=4096; mke2fs /dev/ram0 >/dev/null; mkdir /mnt; mount -t ext4 /dev/ram0 /mnt"
     )

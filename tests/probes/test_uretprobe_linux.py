@@ -6,9 +6,9 @@ import pytest
 
 from probes import Manager, Uprobe
 from tests.support.kernels import run_shell
-from tests.support.programs import LIBC, equipped
+from tests.support.programs import GUESTS, LIBC, LIBC32, equipped
 
-pytestmark = pytest.mark.parametrize("kernel", ["amd64"], indirect=True)
+pytestmark = pytest.mark.parametrize(("kernel", "bits"), GUESTS, indirect=["kernel"])
 
 
 class Calls:
@@ -31,11 +31,12 @@ def nothing_left(manager: Manager, calls: Calls) -> bool:
     return not any(manager.uprobes.addresses(probe) or probe.ends.live for probe in calls.probes.values())
 
 
-def test_dynamic_program_with_its_library_forks_and_threads(kernel: str) -> None:
+def test_dynamic_program_with_its_library_forks_and_threads(kernel: str, bits: int) -> None:
     """Set before exec, in the library's file and the program's; the child of a fork returns too."""
-    machine = equipped(kernel)
+    machine = equipped(kernel, bits)
     manager = Manager(machine)
-    places = [(LIBC, name) for name in ("malloc", "puts", "fork", "__libc_start_main")]
+    libc = LIBC if bits == 64 else LIBC32
+    places = [(libc, name) for name in ("malloc", "puts", "fork", "__libc_start_main")]
     calls = Calls(manager, *places, ("/bin/dynamic", "work"), ("/bin/dynamic", "main"))
     assert run_shell(machine, "dynamic; echo $?").splitlines() == [
         "hello from a dynamic program",
@@ -57,9 +58,9 @@ def test_dynamic_program_with_its_library_forks_and_threads(kernel: str) -> None
     assert nothing_left(manager, calls)
 
 
-def test_every_way_of_leaving_a_function(kernel: str) -> None:
+def test_every_way_of_leaving_a_function(kernel: str, bits: int) -> None:
     """longjmp, a tail call, a coroutine's switches, a moved stack, a thread's end, exit, exec."""
-    machine = equipped(kernel)
+    machine = equipped(kernel, bits)
     manager = Manager(machine)
     names = ("leaf", "jumps", "tail", "yields", "moves", "dies", "execs")
     calls = Calls(manager, *(("/bin/leaving", name) for name in names))
@@ -77,9 +78,9 @@ def test_every_way_of_leaving_a_function(kernel: str) -> None:
     assert nothing_left(manager, calls)
 
 
-def test_exceptions_leave_functions_and_are_caught_as_ever(kernel: str) -> None:
+def test_exceptions_leave_functions_and_are_caught_as_ever(kernel: str, bits: int) -> None:
     """The unwinder finds true return addresses; what it passes has ended by an exception."""
-    machine = equipped(kernel)
+    machine = equipped(kernel, bits)
     manager = Manager(machine)
     calls = Calls(manager, *(("/bin/throws", name) for name in ("thrower", "catcher", "passer", "main")))
     assert run_shell(machine, "throws") == "sum 96"
@@ -91,9 +92,9 @@ def test_exceptions_leave_functions_and_are_caught_as_ever(kernel: str) -> None:
     }
 
 
-def test_killed_inside(kernel: str) -> None:
+def test_killed_inside(kernel: str, bits: int) -> None:
     """A process that a signal ends while it sleeps in a probed function has died there."""
-    machine = equipped(kernel)
+    machine = equipped(kernel, bits)
     manager = Manager(machine)
     calls = Calls(manager, ("/bin/sleeper", "sleeps"), ("/bin/sleeper", "main"))
     run_shell(machine, "sleeper & sleep 1; kill -9 $!; wait $!")

@@ -1,40 +1,39 @@
-"""A loadable module of each stock kernel: the dummy network driver, from the kernel's own package.
+"""Loadable modules of the stock kernels, from the kernels' own packages.
 
-Rules: tests only. Kept beside the kernel in the user's cache; the network is asked once for each kernel.
+Rules: tests only. Kept beside the kernel in the user's cache; the network is asked once for each kernel and module.
 """
 
 from __future__ import annotations
 
-import base64
-import functools
-import gzip
 import lzma
-import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 from emu.boot import GuestMachine
 from emu.images import deb
 from emu.images.apt import Candidate, FetchError, archives
 from emu.images.cache import cache_root, write_atomic
+from probes.linux import linux_of
 from tests.support.images import REAL_KERNELS, fetch_real_kernel
-from tests.support.kernels import KERNELS, run_shell
+from tests.support.kernels import KERNELS
+from tests.support.programs import bring
 
 MODULE = "/tmp/dummy.ko"
 """Where `bring_module` puts it in the guest."""
 
 
-@functools.cache
-def module_file(kernel: str) -> Path:
-    """dummy.ko of one of KERNELS' names, on the host."""
+def kernel_modules(kernel: str, names: Sequence[str]) -> dict[str, bytes]:
+    """NAME.ko of each name, of one of KERNELS' names."""
     fetched = fetch_real_kernel(KERNELS[kernel]).fetched
-    kept = fetched.kernel.with_name("dummy.ko")
-    if not kept.is_file():
+    kept = {name: fetched.kernel.with_name(f"{name}.ko") for name in names}
+    if not all(path.is_file() for path in kept.values()):
         package = _download(REAL_KERNELS[KERNELS[kernel]][0], Candidate(fetched.package, fetched.version))
-        wanted = ("/drivers/net/dummy.ko", "/drivers/net/dummy.ko.xz")
-        data = deb.extract(package, lambda name: name.endswith(wanted))
-        write_atomic(kept, lzma.decompress(data) if data.startswith(b"\xfd7zXZ") else data)
+        for name, path in kept.items():
+            wanted = (f"/{name}.ko", f"/{name}.ko.xz")
+            data = deb.extract(package, lambda member, wanted=wanted: member.endswith(wanted))
+            write_atomic(path, lzma.decompress(data) if data.startswith(b"\xfd7zXZ") else data)
         package.unlink()
-    return kept
+    return {name: path.read_bytes() for name, path in kept.items()}
 
 
 def _download(architecture: str, candidate: Candidate) -> Path:
@@ -45,8 +44,5 @@ def _download(architecture: str, candidate: Candidate) -> Path:
 
 
 def bring_module(machine: GuestMachine, kernel: str) -> None:
-    """Type the module into the guest's shell, as MODULE."""
-    text = base64.b64encode(gzip.compress(module_file(kernel).read_bytes(), mtime=0)).decode()
-    for line in textwrap.wrap(text, 1000):
-        run_shell(machine, f"echo {line} >> /tmp/typed")
-    run_shell(machine, f"base64 -d /tmp/typed | gunzip > {MODULE}; rm /tmp/typed")
+    """Put the dummy network driver into the guest, as MODULE."""
+    bring(machine, linux_of(machine), {MODULE: kernel_modules(kernel, ["dummy"])["dummy"]})

@@ -36,7 +36,13 @@ PROBED long yields(long n) {
 // Copies the stack above it elsewhere, and returns there: it was entered on one stack and is left on another.
 long moves(void *to);
 __asm__(".globl moves; .type moves, @function; moves:\n"
+#ifdef __x86_64__
         "mov %rdi, %rdx; mov %rsp, %rsi; mov $512, %ecx; rep movsb; mov %rdx, %rsp; mov $42, %eax; ret\n"
+#else
+        "mov 4(%esp), %edx; xor %ecx, %ecx\n"
+        "1: mov (%esp,%ecx,4), %eax; mov %eax, (%edx,%ecx,4); inc %ecx; cmp $128, %ecx; jb 1b\n"
+        "mov %edx, %esp; mov $42, %eax; ret\n"
+#endif
         ".size moves, . - moves\n");
 
 static void body(void) {
