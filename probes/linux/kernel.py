@@ -31,6 +31,7 @@ VARIABLES: Final = {
     "mem_map": "struct page *",
 }
 _PAGE_TABLES: Final = ("init_top_pgt", "swapper_pg_dir")
+_CODE: Final = "TtWw"  # nm's letters
 _RELEASE: Final = re.compile(r"Linux version (\S+)")
 
 
@@ -75,6 +76,11 @@ class KernelTypes:
             return self.known[name][0]
         found = self.symbols.lookup(name)
         return found[0].address if found else None
+
+    def is_code(self, name: str) -> bool:
+        """A function, whether its type is known or not: before 5.17 BTF has only those that ftrace traces."""
+        found = self.symbols.lookup(name)
+        return bool(found) and (found[0].kind in _CODE or self.profiled)  # a profile's symbols are functions only
 
     def variable_type(self, name: str) -> str | int | None:
         """The type of a variable: spelled, a BTF id, or unknown."""

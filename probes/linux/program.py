@@ -149,8 +149,8 @@ def _object_finder(kernel: KernelTypes, types: TypeMaker) -> _ObjectFinder:
                     return drgn.Object(program, types.make(spelled), address=address)
         if flags & _Flags.FUNCTION:
             function, address = types.function(name), kernel.address(name)
-            if function is None and kernel.profiled:
-                function = program.function_type(program.void_type(), (), False)  # its symbols are functions only
+            if function is None and kernel.is_code(name):
+                function = program.function_type(program.void_type(), (), False)
             if function is not None and address is not None:
                 return drgn.Object(program, function, address=address)
         return types.constant(name) if flags & _Flags.CONSTANT else None

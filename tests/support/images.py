@@ -9,6 +9,7 @@ import functools
 import gzip
 import io
 import lzma
+import os
 import struct
 import tarfile
 from collections.abc import Sequence
@@ -190,11 +191,15 @@ class RealKernel:
     bits: int
 
 
+OLDEST = "amd64 5.10"
+"""The oldest kernel whose structures we claim to know: one of the long tests, for what it costs to fetch and boot."""
 REAL_KERNELS = {
     "amd64 6.1": ("amd64", None, 64),
     "i386 6.1": ("i386", None, 32),
     "amd64 6.12": ("amd64", "linux-image-6.12*-cloud-amd64-unsigned", 64),
 }
+if os.environ.get("GDBSTUB_LONG_TESTS"):
+    REAL_KERNELS[OLDEST] = ("amd64", "linux-image-5.10*-cloud-amd64-unsigned", 64)
 
 
 @pytest.fixture(scope="session", params=sorted(REAL_KERNELS))

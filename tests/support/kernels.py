@@ -12,12 +12,14 @@ import pytest
 from emu.boot import GuestMachine, boot, restore
 from emu.iface import ConsoleMatch, Stop
 from emu.snapshot import Snapshot
-from tests.support.images import fetch_real_kernel
+from tests.support.images import OLDEST, REAL_KERNELS, fetch_real_kernel
 from tests.support.uncovered import stop_measuring
 
 PROMPT = r"^/ # "
 KERNELS = {"amd64": "amd64 6.1", "i386": "i386 6.1", "6.12": "amd64 6.12"}
 """The `kernel` fixture's names -> images.REAL_KERNELS."""
+if OLDEST in REAL_KERNELS:
+    KERNELS["5.10"] = OLDEST
 BOOT_BUDGET = 3_000_000_000
 """Instructions; the longest boot takes a third."""
 COMMAND_BUDGET = 400_000_000

@@ -64,7 +64,8 @@ def test_hits_tell_the_context_they_happen_in(linux: GuestMachine) -> None:
     assert all((task.flags, task.preempt_count) == (0, 0) for task in seen["do_sys_openat2"])
     assert all(task.flags & HARDIRQ for task in seen["update_process_times"])
     assert all(task.flags & (HARDIRQ | SOFTIRQ) == SOFTIRQ for task in seen["rcu_core_si"])
-    assert all(task.preempt_count & 15 for task in seen["pick_next_task_fair"])
+    if not kernel.release.startswith("5.10"):  # which counts no more than interrupts do: no CONFIG_PREEMPT_COUNT
+        assert all(task.preempt_count & 15 for task in seen["pick_next_task_fair"])
     asked = {bool(task.flags & NEED_RESCHED) for task in seen["schedule"]}
     assert asked == {True, False}  # because a time slice is over, and because there is nothing to do
 
