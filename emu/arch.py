@@ -70,6 +70,11 @@ class Arch:
         return {name: number for number, name in enumerate(self.names)}
 
     @cached_property
+    def expedited_fields(self) -> bytes:
+        """The fields of a stop reply for `expedited`, with places for their values in hex."""
+        return b"".join(b"%02x:%%b;" % self.numbers[name] for name in self.expedited)
+
+    @cached_property
     def packet_size(self) -> int:
         """Bytes of all registers together: half the length of a `g` reply."""
         return sum(register.size for register in self.registers)

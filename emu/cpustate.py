@@ -193,7 +193,7 @@ class CpuState:
         pc: int = self.words[self.pc_at]
         if self.dwords[self.hflags_at] & HF_CS64:
             return pc
-        return (pc + self.segment(CS).base) & 0xFFFFFFFF
+        return (pc + self.words[self.cs_base_at]) & 0xFFFFFFFF
 
     @property
     def eflags(self) -> int:

@@ -628,8 +628,9 @@ class Machine(Protocol):
         """
         ...
 
-    def is_step_short(self) -> bool:
-        """The next `step` is one instruction and nothing else: no interrupt is due, the processor is not in HLT."""
+    def step_at_once(self) -> Stop | None:
+        """`step` where that is one instruction and nothing else; None, having done nothing, where it may be more: an
+        interrupt is due, the processor is in HLT, a breakpoint stands there."""
         ...
 
     def request_stop(self) -> None:

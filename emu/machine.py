@@ -178,9 +178,16 @@ class Machine(RunLoop):
         step neither lands in a handler nor moves the guest's timeline; or with `into_interrupts`, entered."""
         self._settle_breakpoints()
         self.watched.forget()
-        stop = self._reported(self._guarded(lambda: self._step(into_interrupts)))
-        if not isinstance(stop, Breakpoint | ProbeStop):
-            self._skip_breakpoint = None
+        return self._stepped(self._guarded(lambda: self._step(into_interrupts)))
+
+    def _stepped(self, stop: Stop) -> Stop:
+        """What is told of the end of a step, whose budget is one instruction."""
+        match stop:
+            case Budget():
+                stop = Step(self.cpu.linear_pc)
+            case Breakpoint() | ProbeStop():
+                return self._reported(stop)
+        self._skip_breakpoint = None
         return stop
 
     def _step(self, into_interrupts: bool) -> Stop:
@@ -195,8 +202,7 @@ class Machine(RunLoop):
                 pass
         if self._stop is None and not self._shall_stop():
             goal = self.clock.instructions + (not delivered)
-            stop = self._loop(lambda: self.clock.instructions >= goal, goal)
-            return Step(self.cpu.linear_pc) if isinstance(stop, Budget) else stop
+            return self._loop(lambda: self.clock.instructions >= goal, goal)
         if self._stop is not None:
             stop, self._stop = self._stop, None
             return stop
@@ -227,10 +233,21 @@ class Machine(RunLoop):
             self._stop = stop
         return returned
 
-    def is_step_short(self) -> bool:
-        """See iface.Machine."""
-        event = self._next_event()
-        return not self.halted and not self._followers and (event is None or event > self.clock.instructions)
+    def step_at_once(self) -> Stop | None:
+        """See iface.Machine: what `step` comes to where none of the things it allows for is the case."""
+        pc, goal, event = self.cpu.linear_pc, self.clock.instructions + 1, self._next_event()
+        if self.halted or self._stop_requested or self._unsettled or (event is not None and event < goal):
+            return None
+        if self._held or self._followers or self._in_place or self.stop_at or (pc, False) in self._armed:
+            return None
+
+        def go() -> Stop:
+            self._enter(1)
+            return self._loop(lambda: self.clock.instructions >= goal, goal)
+
+        self.watched.forget()
+        self._skip_breakpoint = (pc, self.cpu.gpr[4])
+        return self._stepped(self._guarded(go))
 
     def _take_due(self, pc: int) -> bool:
         """Timers and interrupts that are due now. -> whether the processor, which was at `pc`, is in a handler."""

@@ -282,7 +282,7 @@ class Codec:
             self._due += b"+" if self.ack_mode and not notification else b""
             return TooLong(self._limit)
         expected = checksum(body)
-        good = _HEX_DIGITS.issuperset(digits) and int(digits, 16) == expected
+        good = digits == b"%02x" % expected or (_HEX_DIGITS.issuperset(digits) and int(digits, 16) == expected)
         if notification:
             return Notification(self._decode(body)) if good else None
         if self.ack_mode:

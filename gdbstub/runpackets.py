@@ -26,6 +26,9 @@ PROCESS: Final = 1
 THREAD: Final = 1
 CPU_NAME: Final = "CPU 0"
 
+_CONTINUE: Final = Resume()
+_STEP: Final = Resume(step=True)
+
 STARTING: Final = frozenset({"vRun", "vAttach", "R"})
 """Packets that end a state without a process."""
 
@@ -219,7 +222,7 @@ class RunPackets:
     @packet("c")
     def _continue(self, rest: bytes) -> Action:
         self._jump(rest)
-        return self._go(Resume())
+        return self._go(_CONTINUE)
 
     @packet("C")
     def _continue_signalled(self, rest: bytes) -> Action:
@@ -228,7 +231,7 @@ class RunPackets:
     @packet("s")
     def _step(self, rest: bytes) -> Action:
         self._jump(rest)
-        return self._go(Resume(step=True))
+        return self._go(_STEP)
 
     @packet("S")
     def _step_signalled(self, rest: bytes) -> Action:
@@ -251,9 +254,9 @@ class RunPackets:
                 _check_thread(thread)
             match action[:1]:
                 case b"c" | b"C":
-                    return self._go(Resume())
+                    return self._go(_CONTINUE)
                 case b"s" | b"S":
-                    return self._go(Resume(step=True))
+                    return self._go(_STEP)
                 case b"r":
                     return self._go(Resume(step=True, stop_range=pair(action[1:])))
                 case b"t":
@@ -297,17 +300,15 @@ class RunPackets:
         status = stops.exit_status(stop)
         if status is not None:
             return b"W%02x%b" % (status & 0xFF, b";process:%x" % PROCESS if self._multi else b"")
-        arch = self._arch
-        size, read = arch.word_size, self._machine.registers.read
-        expedited = b"".join(
-            [
-                b"%02x:%b;" % (arch.numbers[name], hexlify(read(name).to_bytes(size, "little")))
-                for name in arch.expedited
-            ]
-        )
         signal = 0 if self._pausing and isinstance(stop, Interrupted) else stops.signal(stop)
         reason = stops.reason(stop, self._client).encode()
-        return b"T%02x%b%bthread:%b;" % (signal, expedited, reason, self._thread_id)
+        return b"T%02x%b%bthread:%b;" % (signal, self._expedited(), reason, self._thread_id)
+
+    def _expedited(self) -> bytes:
+        """The registers that a debugger looks at first."""
+        arch = self._arch
+        size, values = arch.word_size, self._machine.registers.read_many(arch.expedited)
+        return arch.expedited_fields % tuple([hexlify(value.to_bytes(size, "little")) for value in values])
 
     @property
     def _multi(self) -> bool:

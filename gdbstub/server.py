@@ -34,6 +34,7 @@ from gdbstub.rsp import (
     Event,
     Interrupt,
     Nack,
+    NextEvent,
     Notification,
     Packet,
     TooLong,
@@ -45,7 +46,11 @@ _BACKLOG: Final = 16
 _PATIENCE: Final = 1.0  # seconds for a last reply
 _LEAVING: Final = 0.25  # ... for a debugger that has closed to be noticed; a moment for the one that comes
 _MOMENT_MS: Final = 1  # that trio's thread waits for a packet itself, behind one that it has answered at once
-_IN_A_ROW: Final = 32  # of these, before everybody else has a turn
+_LOOKS: Final = 50
+"""... but first it looks so often, 40 us: a quick client's next packet is there then, and to fall asleep and be woken
+takes as long. Where it is not, the processors are busy: then it does not look for the next _NAPS."""
+_NAPS: Final = 16
+_IN_A_ROW: Final = 32  # packets answered at once, before everybody else has a turn
 _SHORT: Final = (b"g", b"G", b"p", b"P", b"m", b"M", b"x", b"X", b"s", b"H", b"T", b"vCont;")
 """Packets whose answer takes less than a switch of threads does; of those that resume, what `Session.advance_at_once`
 can do of it."""
@@ -192,7 +197,7 @@ class Connection:
         if server.debugger is not None:
             self._session.rival = server.debugger.peer
         self._wire = _Wire(stream.socket) if isinstance(stream, trio.SocketStream) else None
-        self._hurried = 0  # packets in a row that were answered at once
+        self._unsent = b""  # of an answer at once, what there was no room for
         self._resuming = False  # a stop reply is owed
         self._crossed: bool | None = None  # a Ctrl-C came after the stop reply, which it crossed; None: it cannot have
         self._run = trio.CancelScope()
@@ -221,22 +226,35 @@ class Connection:
                 await trio.aclose_forcefully(self._stream)
 
     async def _read(self) -> None:
-        while data := await self._receive():
+        while data := await self._stream.receive_some(_PORTION):
             self._codec.receive_data(data)
-            while (event := self._codec.next_event()) is not NEED_DATA:
+            while (event := self._next()) is not NEED_DATA:
                 with self._server.answering():
                     if not await self._take(event):
                         return
 
-    async def _receive(self) -> bytes | bytearray:
-        """What comes next. A client that asks for one thing after another is waited for right here for a moment: by way
-        of trio's loop, a packet takes as long as a step does."""
-        if self._wire is not None and 0 < self._hurried < _IN_A_ROW and (data := self._wire.receive()) is not None:
-            return data
-        self._hurried = 0
-        return await self._stream.receive_some(_PORTION)
+    def _next(self) -> NextEvent | Action:
+        """The next event that takes more than a moment, or what is left to do of one: others are answered right here.
 
-    async def _take(self, event: Event) -> bool:
+        So is what comes within a moment of the answer, from a client that asks for one thing after another: by way of
+        trio's loop, a packet takes as long as a step does.
+        """
+        codec, wire = self._codec, self._wire
+        event = codec.next_event()
+        if wire is None:
+            return event
+        for _ in range(_IN_A_ROW):
+            if not isinstance(event, Packet) or not self._may_answer_at_once(event.payload):
+                return event
+            if (left := self._answer_at_once(wire, event.payload)) is not None:
+                return left
+            event = codec.next_event()
+            if event is NEED_DATA and (data := wire.receive()):  # its end is seen by `_read`
+                codec.receive_data(data)
+                event = codec.next_event()
+        return event
+
+    async def _take(self, event: Event | Action) -> bool:
         """Carry out one event; False where the connection is over."""
         match event:
             case Packet(payload):
@@ -262,12 +280,10 @@ class Connection:
             case Ack() | Notification():
                 pass
             case _:
-                assert_never(event)
+                return await self._carry_out(event)
         return True
 
     async def _packet(self, payload: bytes) -> bool:
-        if self._may_answer_at_once(payload):
-            return await self._answer_at_once(payload)
         if self._session.needs_target(payload):
             if self._resuming and not self._session.nonstop:
                 await self._send(*self._session.refuse("the guest is running").payloads)
@@ -288,28 +304,30 @@ class Connection:
             payload.startswith(_SHORT)
             and session.attached
             and not self._resuming
+            and not self._crossed
             and not session.nonstop
             and not self._sending.locked()
             and self._runner.is_idle()
         )
 
-    async def _answer_at_once(self, payload: bytes) -> bool:
-        """In this thread: the machine's has nothing to do."""
-        session = self._session
+    def _answer_at_once(self, wire: _Wire, payload: bytes) -> Action | None:
+        """In this thread: the machine's has nothing to do. -> what is left to carry out."""
+        self._log("->", payload)
+        session, self._crossed = self._session, None
         action = session.handle(payload)
-        if isinstance(action, Resume) and action.step:
+        if isinstance(action, Send):
+            payloads: tuple[bytes, ...] | None = action.payloads
+        elif isinstance(action, Resume) and action.step:
             payloads = self._runner.advance_at_once(
                 partial(session.advance_at_once, action), self._tell, final=not session.extended
             )
-            if payloads is not None:
-                action = Send(payloads)
-        if not isinstance(action, Send) or self._wire is None:
-            return await self._carry_out(action)
-        self._hurried += 1
-        if rest := self._wire.send(self._outgoing(action.payloads)):
-            async with self._sending:
-                await self._stream.send_all(rest)
-        return True
+            self._crossed = None if payloads is None else False
+        else:
+            payloads = None
+        if payloads is None:
+            return action
+        self._unsent = wire.send(self._outgoing(payloads))
+        return Send(()) if self._unsent else None
 
     async def _carry_out(self, action: Action) -> bool:
         match action:
@@ -386,7 +404,8 @@ class Connection:
     async def _send(self, *payloads: bytes) -> None:
         """Acknowledgements that are due, and these packets, in one piece."""
         async with self._sending:
-            if data := self._outgoing(payloads):
+            data, self._unsent = self._unsent + self._outgoing(payloads), b""
+            if data:
                 await self._stream.send_all(data)
 
     def _outgoing(self, payloads: Sequence[bytes]) -> bytes:
@@ -447,11 +466,17 @@ class _Wire:
         self._descriptor = sock.fileno()
         self._poll = select.poll()
         self._poll.register(self._descriptor, select.POLLIN)
+        self._asleep = 0  # calls to come without looks, which did not pay
 
     def receive(self) -> bytes | None:
         """What is there or comes within the moment, empty at the end; None where nothing comes."""
+        poll = self._poll.poll
         try:
-            return os.read(self._descriptor, _PORTION) if self._poll.poll(_MOMENT_MS) else None
+            for _ in range(0 if self._asleep else _LOOKS):
+                if poll(0):
+                    return os.read(self._descriptor, _PORTION)
+            self._asleep = (self._asleep or _NAPS) - 1
+            return os.read(self._descriptor, _PORTION) if poll(_MOMENT_MS) else None
         except BlockingIOError:
             return None
         except OSError as error:

@@ -125,23 +125,23 @@ class Session(RunPackets, TargetPackets, BreakPackets, FilePackets, TracePackets
         """Run the guest as `resume` says. To be called again where somebody else's request ended it early."""
         if not resume.step:
             return self._machine.run()
-        while (stop := self._step_once(resume)) is None:
-            pass
-        return stop
+        into_interrupts = not self._step_bits & StepBits.NOIRQ
+        while True:
+            stop = self._told_of(self._machine.step(into_interrupts=into_interrupts), resume)
+            if stop is not None:
+                return stop
 
     def advance_at_once(self, resume: Resume) -> Stop | None:
         """As `advance` as far as that takes no time: a few steps, and no interrupt's handler; None where there is more
         to do, which is left to `advance`."""
         for _ in range(_AT_ONCE if resume.step else 0):
-            if not self._machine.is_step_short():
-                break
-            if (stop := self._step_once(resume)) is not None:
+            stop = self._machine.step_at_once()
+            if stop is None or (stop := self._told_of(stop, resume)) is not None:
                 return stop
         return None
 
-    def _step_once(self, resume: Resume) -> Stop | None:
-        """None within the range that is stepped through."""
-        stop = self._machine.step(into_interrupts=not self._step_bits & StepBits.NOIRQ)
+    def _told_of(self, stop: Stop, resume: Resume) -> Stop | None:
+        """The end of one step of `resume` for the client; None within the range that is stepped through."""
         if resume.stop_range is None or not isinstance(stop, Step):
             return stop
         first, end = resume.stop_range
@@ -153,7 +153,7 @@ class Session(RunPackets, TargetPackets, BreakPackets, FilePackets, TracePackets
     def stopped(self, stop: Stop) -> tuple[bytes, ...]:
         """The payloads that tell of the end of a resume: console text where gdb has no word for it, then the reply."""
         explanation = stops.explain(stop) + self._mode_changed()
-        return (*self._console(explanation), self._ended(stop))
+        return (*(self._console(explanation) if explanation else ()), self._ended(stop))
 
     def close(self) -> None:
         """Undo all that this debugger put into the machine, but for what it wanted to stay. Idempotent."""
@@ -183,6 +183,8 @@ class Session(RunPackets, TargetPackets, BreakPackets, FilePackets, TracePackets
 
     def take_output(self) -> tuple[bytes, ...]:
         """The payloads of the lines kept since the last call. Any thread."""
+        if not self._output and not self._lost:
+            return ()
         lines = []
         while self._output:
             lines.append(self._output.popleft())

@@ -117,13 +117,15 @@ def test_range_steps_end_where_the_machine_leaves_the_range(served: Served, bits
         assert served.call(lambda: served.machine.instructions) == alone.instructions > before + 500
 
 
-def test_ctrl_c_behind_a_step_is_no_second_stop(served: Served):
-    """The step has its reply, the interrupt none: it was over. A continue behind it is stopped by the next one."""
+def test_ctrl_c_behind_a_step_stops_the_next_resume(served: Served):
+    """The step has its reply; the interrupt that crossed it has its own when the client resumes, step or continue."""
     with closing(RawClient(served.address)) as client:
         client.ask(b"?")
-        for _ in range(50):
+        for resume in (b"vCont;s:1", b"vCont;c") * 10:
+            assert client.ask(b"qC") == b"QC1"  # the last stop's reply is all sent then, and the step is done at once
             assert client.ask(b"vCont;s:1", behind=b"\x03").startswith(b"T05")
             assert client.ask(b"qC") == b"QC1"
+            assert client.ask(resume).startswith(b"T02")
         assert client.ask(b"vCont;c", behind=b"\x03").startswith(b"T02")
 
 

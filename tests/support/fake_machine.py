@@ -195,8 +195,8 @@ class FakeMachine:
             return Interrupted(self.pc)
         return self._execute() or Step(self.pc)
 
-    def is_step_short(self) -> bool:
-        return False
+    def step_at_once(self) -> Stop | None:
+        return None
 
     def request_stop(self) -> None:
         self._stop.set()
