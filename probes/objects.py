@@ -47,7 +47,7 @@ _RELOCATIONS: Final[Mapping[int, Mapping[int, tuple[str, int, bool]]]] = {
     4: {1: ("absolute", 4, False), 2: ("relative", 4, True), 4: ("relative", 4, True)},  # 32, PC32, PLT32
 }
 _GOT: Final = "_GLOBAL_OFFSET_TABLE_"  # named by code that loads through it, whose relocations say where
-_ALIASES: Final = {"printk": "_printk"}  # a macro around the function since 5.15
+_ALIASES: Final = {"printk": "_printk", "_printk": "printk"}  # the one is a macro around the other since 5.15
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,8 +40,9 @@ def test_kernel_says_what_it_is(kernel: str, linux: GuestMachine) -> None:
 
 
 def test_kernel_has_its_random_seed_from_the_loader(linux: GuestMachine) -> None:
-    """Before its clock has ticked once: it need not gather entropy while it boots."""
-    assert "[    0.000000] random: crng init done" in run_shell(linux, "dmesg | grep crng")
+    """Before its clock has ticked once: it need not gather entropy while it boots. Older kernels take none."""
+    seeded = "5.10" not in linux.guest.title
+    assert ("[    0.000000] random: crng init done" in run_shell(linux, "dmesg | grep crng; true")) is seeded
 
 
 # ------------------------------------------------------------------------------------------------------- how they end

@@ -39,13 +39,14 @@ def test_the_kernels_functions_can_be_called(linux: GuestMachine) -> None:
     probes = Manager(linux)
     results: list[tuple[int, int, int]] = []
     kmalloc = "__kmalloc" if linux.symbols.lookup("__kmalloc") else "__kmalloc_noprof"  # since 6.10
+    offer = "__cond_resched" if linux.symbols.lookup("__cond_resched") else "_cond_resched"  # before 5.12
 
     def call(kp: Kprobe, regs: Regs) -> None:
         taken = regs.call(kmalloc, 100, 0xCC0)  # GFP_KERNEL
         regs.write(taken, bytes(range(100)))
         copied = regs.call("memcmp", taken, taken, 100)
         regs.call("kfree", taken)
-        results.append((taken, copied, regs.call("__cond_resched", returns=s32)))
+        results.append((taken, copied, regs.call(offer, returns=s32)))
 
     probes.register(Kprobe(symbol="do_sys_openat2", pre_handler=call))
     assert "Linux version" in run_shell(linux, "cat /proc/version")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import io
 from pathlib import Path
 
 import pytest
+from elftools.elf.elffile import ELFFile
 
 from emu.boot import GuestMachine
 from emu.insn import spans
@@ -17,27 +19,14 @@ from tests.support.kernels import another, run_shell, type_line
 from tests.support.programs import COLD, COLD32, bring, build
 
 BUSYBOX = "/bin/busybox"
-WORK = "md5sum /bin/busybox; ls / | wc -l; (cat /proc/self/maps; cat /proc/self/smaps) >/dev/null; dmesg | tail -3"
-
-
-@pytest.fixture(params=["amd64", "6.12"])
-def kernel(request: pytest.FixtureRequest) -> str:
-    """Those whose types are known."""
-    return str(request.param)
+LOOKS = ("looks.c", "-nostdlib", "-static", "-fno-stack-protector", "-fno-pic", "-no-pie")
+WORK = "md5sum /bin/busybox; ls / | wc -l; cat /proc/self/maps; md5sum /proc/self/smaps; dmesg | tail -3"
 
 
 def entry_of(file: ProgramFile) -> int:
-    """The file offset of an ELF64 program's first instruction."""
-    head = file.read(0, 64)
-    entry, table, count = (int.from_bytes(head[at : at + size], "little") for at, size in ((24, 8), (32, 8), (56, 2)))
-    for index in range(count):
-        header = file.read(table + 56 * index, 56)
-        kind, offset, vaddr, size = (
-            int.from_bytes(header[at : at + n], "little") for at, n in ((0, 4), (8, 8), (16, 8), (32, 8))
-        )
-        if kind == 1 and vaddr <= entry < vaddr + size:
-            return offset + entry - vaddr
-    raise AssertionError("no segment has the entry")
+    """The file offset of a program's first instruction."""
+    program = ELFFile(io.BytesIO(file.read(0, file.size)))
+    return next(program.address_offsets(program["e_entry"]))
 
 
 def probed(machine: GuestMachine, *more: int) -> tuple[Manager, list[Uprobe], list[str]]:
@@ -108,14 +97,16 @@ def test_program_that_reads_its_own_flags_stack_and_code(kernel: str) -> None:
     """Probed on every instruction of the function that looks: no TF, its own return address, its own bytes."""
     machine = another(kernel)
     manager = Manager(machine)
-    bring(machine, manager.linux, {"/bin/looks": build("looks.c", "-nostdlib", "-static", "-fno-stack-protector")})
+    bring(machine, manager.linux, {"/bin/looks": build(*LOOKS, f"-m{machine.guest.bits}")})
     bare = run_shell(machine, "looks; echo $?")
     assert bare == "0"
     file = manager.uprobes.open("/bin/looks")
     assert file is not None
     start = functions(file.read)["looks"]
     code = file.read(start, functions(file.read)["looks_end"] - start)
-    probes = [Uprobe("/bin/looks", start + at, ret_handler=lambda ri, regs: None) for at, _ in spans(code, 64)]
+    probes = [
+        Uprobe("/bin/looks", start + at, ret_handler=lambda ri, regs: None) for at, _ in spans(code, machine.guest.bits)
+    ]
     for probe in probes:
         manager.register(probe)
     assert run_shell(machine, "looks; echo $?") == bare
