@@ -8,6 +8,7 @@ instruction would refuse is a MachineError.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from emu.arch import I386, I8086, X86_64, Arch
 from emu.cpustate import (
@@ -30,6 +31,8 @@ from emu.traps import GuestFault, Traps
 _GPR64 = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{i}" for i in range(8, 16)))
 _GPR32 = ("eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi")
 _X87 = {"fctrl": "FPCW", "fstat": "FPSW", "fiseg": "FCS", "fioff": "FIP", "foseg": "FDS", "fooff": "FDP", "fop": "FOP"}
+_SINGLE = {**_X87, "ftag": "FPTAG", "mxcsr": "MXCSR", **{f"xmm{index}": f"XMM{index}" for index in range(16)}}
+_STACK = tuple(f"FP{index}" for index in range(8))
 _CONTROL = {"cr0": 0, "cr2": 2, "cr3": 3, "cr4": 4}
 _BASES = {f"{name}_base": index for index, name in enumerate(SEGMENT_NAMES)}
 _TABLES = {"gdtr": "gdt", "idtr": "idt", "ldtr": "ldt", "tr": "tr"}  # the register, and its name in the state image
@@ -62,6 +65,8 @@ class GuestRegisters:
         self._jumped = jumped
         self._engine = engine
         self._traps = traps
+        self._readers = self._make_readers()
+        self._extended = engine.reader((*_SINGLE.values(), *_STACK))
         self._index64 = {name: i for i, name in enumerate(_GPR64)}
         self._index32 = {name: i for i, name in enumerate(_GPR32)}
 
@@ -74,37 +79,42 @@ class GuestRegisters:
 
     def read(self, name: str) -> int:
         """The value, unsigned; KeyError for a name this processor does not have."""
-        cpu = self._cpu
-        if (index := self._index64.get(name)) is not None:
-            return int(cpu.gpr[index])
-        if (index := self._index32.get(name)) is not None:
-            return int(cpu.gpr[index]) & _U32
-        if name in ("rip", "eip"):
-            return cpu.pc if name == "rip" else cpu.pc & _U32
-        if name == "eflags":
-            return cpu.eflags & _U32
-        if name in SEGMENT_NAMES:
-            return cpu.selector(SEGMENT_NAMES.index(name))
-        if (index := _BASES.get(name)) is not None:
-            return cpu.segment(index).base
-        if name in _CONTROL:
-            return cpu.cr(_CONTROL[name])
-        if name in _MSRS:
-            return cpu.msr(_MSRS[name])
-        if name == "efer":
-            return cpu.efer
-        if name == "cr8":
-            return 0  # the priority of a local APIC, which this machine does not have
-        table, _, part = name.partition("_")
-        if table in _TABLES:
-            segment = cpu.system_segment(_TABLES[table])
-            return {"": segment.selector, "base": segment.base, "limit": segment.limit}[part]
-        if name in _DEBUG:
-            return cpu.debug_register(int(name[2:]))
-        return self._read_extended(name)
+        if (reader := self._readers.get(name)) is not None:
+            return reader()
+        return self._read_extended()[name]
 
     def read_many(self, names: Sequence[str]) -> list[int]:
-        return [self.read(name) for name in names]
+        """All of the x87's and SSE's come with one call of the engine, so a `g` packet makes one for 33 registers."""
+        readers, extended = self._readers, {}
+        if any(name not in readers for name in names):
+            extended = self._read_extended()
+        return [readers[name]() if name in readers else extended[name] for name in names]
+
+    def _make_readers(self) -> dict[str, _Get]:
+        """A call for each register of the state image."""
+        cpu = self._cpu
+
+        def table(name: str, part: str) -> _Get:
+            return lambda: int(getattr(cpu.system_segment(name), part))
+
+        readers: dict[str, _Get] = {
+            "rip": lambda: cpu.pc,
+            "eip": lambda: cpu.pc & _U32,
+            "eflags": lambda: cpu.eflags & _U32,
+            "efer": lambda: cpu.efer,
+            "cr8": lambda: 0,  # the priority of a local APIC, which this machine does not have
+        }
+        readers |= {name: partial(lambda index: cpu.gpr[index], index) for index, name in enumerate(_GPR64)}
+        readers |= {name: partial(lambda index: cpu.gpr[index] & _U32, index) for index, name in enumerate(_GPR32)}
+        readers |= {name: partial(cpu.selector, index) for index, name in enumerate(SEGMENT_NAMES)}
+        readers |= {name: partial(lambda index: cpu.segment(index).base, index) for name, index in _BASES.items()}
+        readers |= {name: partial(cpu.cr, index) for name, index in _CONTROL.items()}
+        readers |= {name: partial(cpu.msr, index) for name, index in _MSRS.items()}
+        readers |= {name: partial(cpu.debug_register, int(name[2:])) for name in _DEBUG}
+        for name, field in _TABLES.items():
+            readers[name] = table(field, "selector")
+            readers |= {f"{name}_{part}": table(field, part) for part in ("base", "limit")}
+        return readers
 
     def write(self, name: str, value: int) -> None:
         """KeyError as for `read`; MachineError for a selector whose descriptor cannot be loaded."""
@@ -192,18 +202,12 @@ class GuestRegisters:
 
     # ------------------------------------------------------------------------------- x87 and SSE, by the engine's calls
 
-    def _read_extended(self, name: str) -> int:
-        engine = self._engine
-        if name.startswith("st") and name[2:].isdigit():
-            mantissa, exponent = engine.read_register(self._stack_register(name))
-            return int(mantissa) | int(exponent) << 64
-        if name.startswith("xmm") and name[3:].isdigit():
-            return int(engine.read_register(name.upper()))
-        if name == "mxcsr":
-            return int(engine.read_register("MXCSR"))
-        if name == "ftag":
-            return int(engine.read_register("FPTAG")) & 0xFFFF
-        return int(engine.read_register(_X87[name])) & _U32
+    def _read_extended(self) -> dict[str, int]:
+        """All of them, for those that this processor does not have are 0 and in no Arch of it."""
+        values = self._extended()
+        top = values["FPSW"] >> 11
+        stack = {f"st{index}": values[f"FP{top + index & 7}"] for index in range(8)}
+        return stack | {name: values[theirs] for name, theirs in _SINGLE.items()}
 
     def _write_extended(self, name: str, value: int) -> None:
         engine = self._engine
