@@ -15,7 +15,7 @@ from emu.engine import Engine
 from emu.iface import BackEnd, Stop
 from emu.planted import PlantedBytes
 from emu.text import INT3, ArmedText
-from emu.traps import GuestFault, Traps
+from emu.traps import PF, GuestFault, Traps
 
 
 class Watcher:
@@ -72,6 +72,9 @@ class BreakHits:
         cpu.pc -= 1
         cpu.forget_exception()
         at, now, stop = cpu.pc, self.clock.instructions - 1, None
+        if ours and (stored := self.traps.store_fault()) is not None:
+            self._deliver(PF, stored)
+            return True
         if ours and client is not None and breaks.is_hit(pc, now):
             if self._stop_requested:
                 self.engine.stop_here()

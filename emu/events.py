@@ -12,6 +12,7 @@ from emu.cpustate import IF
 from emu.devices.pc import Devices
 from emu.iface import Halted, TrapClient
 from emu.stopping import Stopping
+from emu.traps import PF, Traps
 from emu.window import SlotWindow
 
 POLL = 128  # instructions between looks at IF while an interrupt is pending
@@ -21,6 +22,7 @@ IDLE_TIMERS = 10_000  # timers that may fire in HLT without an interrupt before 
 class Events(Stopping):
     """What a run loop knows of time. The parts and `_deliver` are the loop's."""
 
+    traps: Traps
     devices: Devices
     window: SlotWindow
     trap_client: TrapClient | None
@@ -52,6 +54,11 @@ class Events(Stopping):
         if not pic.pending():
             self._poll_at = None
         elif cpu.eflags & IF and not cpu.interrupt_shadow and self._is_outside():
+            stored = self.traps.store_fault()
+            if stored is not None:
+                self._deliver(PF, stored)
+                self._poll_at = self.clock.instructions + POLL
+                return
             vector = pic.acknowledge()
             if self.log is not None:
                 self.log("int", f"irq vector {vector:#x} at {cpu.linear_pc:#x}")

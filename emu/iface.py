@@ -248,6 +248,10 @@ class Memory(Protocol):
         """
         ...
 
+    def storable(self, vaddr: int, root: int) -> int | None:
+        """As `translate`, for a store by a program: None too where that would fault."""
+        ...
+
     def read_physical(self, paddr: int, size: int) -> bytes: ...
 
     def write_physical(self, paddr: int, data: bytes) -> None: ...
@@ -679,6 +683,21 @@ class Machine(Protocol):
         segments are what they were, while memory, devices, control registers and MSRs are as the callee left them.
         CallAborted where it would sleep, takes more than `budget` instructions or stops the machine: then control
         registers are put back too. Faults in the callee are the guest's to handle.
+        """
+        ...
+
+    def before_entry(self, call: Callable[[], int | None] | None) -> None:
+        """Ask `call` whenever the guest is about to leave ring 3, by a fault, an interrupt or a system call.
+
+        It may name an address: where the program could not store there, it takes the page fault of such a store
+        instead, and comes back to what it was about to do. None: nobody is asked any more.
+        """
+        ...
+
+    def mask(self, call: Callable[[], Mapping[int, bytes]]) -> Callable[[], None]:
+        """Snapshots and hashes of RAM have the bytes that `call` gives, by physical address, in place of the guest's.
+
+        -> a call that ends it.
         """
         ...
 

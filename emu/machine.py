@@ -42,6 +42,7 @@ class Machine(RunLoop):
         super().__init__(memory, symbols=symbols, long_mode=long_mode)
         self.calls = GuestCalls(self)
         self._blank = True  # RAM is zero
+        self._masks: dict[object, Callable[[], Mapping[int, bytes]]] = {}
         self._breakpoints: dict[tuple[int, bool], None] = {}  # (address, hardware) of the debugger's, in its order
         self._armed: dict[tuple[int, bool], bool] = {}  # of these, with whether they stand where they belong for good
         self._unsettled = False  # the two differ, or an address was not mapped
@@ -140,9 +141,11 @@ class Machine(RunLoop):
 
     @contextlib.contextmanager
     def _guest_bytes(self) -> Iterator[None]:
-        """RAM as the guest alone would have it: no int3, no window, no trampoline on a stack."""
+        """RAM as the guest alone would have it: no int3, no window, no trampoline on a stack, and what `mask` knows."""
         ours = {**self.text.armed_bytes(), **self.window.foreign_bytes(), **self.words.guest_bytes()}
         ours.update(self.planted.guest_bytes())
+        for call in self._masks.values():
+            ours |= {paddr + at: byte for paddr, data in call().items() for at, byte in enumerate(data)}
         kept = {paddr: self.ram.map[paddr] for paddr in ours}
         for paddr, byte in ours.items():
             self.ram.map[paddr] = byte
@@ -348,6 +351,20 @@ class Machine(RunLoop):
     def call(self, target: int, gpr: Mapping[int, int], stack: bytes, budget: int) -> Sequence[int]:
         """See iface.Machine.call; `calls` does it."""
         return self.calls.call(target, gpr, stack, budget)
+
+    def before_entry(self, call: Callable[[], int | None] | None) -> None:
+        """See iface.Machine; `traps` asks it."""
+        self.traps.before_entry = call
+
+    def mask(self, call: Callable[[], Mapping[int, bytes]]) -> Callable[[], None]:
+        """See iface.Machine.mask."""
+        owner = object()
+        self._masks[owner] = call
+
+        def end() -> None:
+            self._masks.pop(owner, None)
+
+        return end
 
     @property
     def call_exit(self) -> int:

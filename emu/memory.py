@@ -13,7 +13,7 @@ from typing import Protocol
 from emu.cpustate import CpuState
 from emu.engine import Engine
 from emu.iface import MemoryFault
-from emu.paging import Page, mappings, walk
+from emu.paging import Page, fault_code, mappings, walk
 from emu.ram import PAGE, Ram
 from emu.walks import Walks
 
@@ -73,6 +73,14 @@ class GuestMemory:
         """
         paddr = self._walks.locate(vaddr) if root is None else self._translate_from(root, vaddr)
         return paddr if paddr is not None and paddr < self._ram.size else None
+
+    def storable(self, vaddr: int, root: int) -> int | None:
+        """See iface.Memory."""
+        tables = self._cpu.tables()
+        page = walk(self._ram, tables._replace(cr3=root), vaddr) if tables.paged else None
+        if page is None or fault_code(page, write=True, user=True, wp=True) is not None or page.paddr >= self._ram.size:
+            return None
+        return page.paddr
 
     def _translate_from(self, root: int, vaddr: int) -> int | None:
         tables = self._cpu.tables()

@@ -294,9 +294,7 @@ class RunLoop(Events, BreakHits):
         if client is not None and ours and self._answered(client.on_fault(cpu, vector)):
             return
         software = cpu.software_interrupt
-        length = 0
-        if software:
-            length = 1 if vector in (t.BP, t.OF, t.DB) and not self._is_int_n(vector) else 2
+        length = (1 if vector in (t.BP, t.OF, t.DB) and not self._is_int_n(vector) else 2) if software else 0
         if self.log is not None:
             self.log("int", f"vector {vector:#x} code {cpu.error_code:#x} at {cpu.linear_pc:#x} cr2 {cpu.cr(2):#x}")
         self._deliver(vector, None if software else cpu.error_code, software=software, length=length)
@@ -342,9 +340,7 @@ class RunLoop(Events, BreakHits):
     def _fast_entry(self, enter: Callable[[int], None], name: str) -> None:
         """The engine adds the instruction's length to the pc after its hook."""
         cpu = self.cpu
-        length = 2
-        while length < 15 and self.traps.read(cpu.linear_pc + length - 2, 1) != b"\x0f":
-            length += 1
+        length = next(n for n in range(2, 16) if n == 15 or self.traps.read(cpu.linear_pc + n - 2, 1) == b"\x0f")
         if self.log is not None:
             self.log("syscall", f"{name} {cpu.gpr[0]} at {cpu.linear_pc:#x}")
         try:

@@ -110,6 +110,7 @@ class Traps:
         self.switched_tables = False  # a task switch loaded CR3: the machine has the engine forget its page walks
         self.on_access: Callable[[int, int, bool], None] | None = None  # (vaddr, size, write) of each data access
         self.caught: frozenset[int] = frozenset()
+        self.before_entry: Callable[[], int | None] | None = None  # see iface.Machine.before_entry
         self._known: dict[tuple[int, bool, bool], tuple[Trail, int]] = {}  # walks that were allowed, and their pages
 
     def deliver(
@@ -128,6 +129,9 @@ class Traps:
         is checked, and a fault on the way returns to the instruction, `length` bytes back. `external`: a hardware
         interrupt. TripleFaulted where nothing can be delivered; CaughtException for one of `caught` that is not `seen`.
         """
+        if not external and vector != DB and (stored := self.store_fault()) is not None:
+            self.cpu.pc -= length
+            vector, code, software, length = PF, stored, False, 0
         first, benign = vector, software or external
         self.cpu.forget_exception()
         resume = self.cpu.pc
@@ -149,6 +153,18 @@ class Traps:
                 else:
                     vector, code = fault.vector, fault.code
                 software = benign = external = seen = False
+
+    def store_fault(self) -> int | None:
+        """The error code of a page fault that is to come before the program leaves ring 3; CR2 is set for it."""
+        if self.before_entry is None or self.cpu.cpl != 3:
+            return None
+        vaddr = self.before_entry()
+        if vaddr is None:
+            return None
+        code = fault_code(walk(self.ram, self.cpu.tables(), vaddr), write=True, user=True, wp=True)
+        if code is not None:
+            self.cpu.set_cr(2, vaddr)
+        return code
 
     # ------------------------------------------------------------------------------------------------- guest memory
 
@@ -410,6 +426,7 @@ class Traps:
     def syscall(self, next_pc: int) -> None:
         """SYSCALL in 64-bit or compatibility mode; GuestFault(#UD) where it is not enabled. Sets `pc` to the target."""
         cpu = self.cpu
+        self._store_first()
         if not cpu.efer & 1 or not cpu.long_mode:
             raise GuestFault(UD)
         star = cpu.msr(c.MSR_STAR)
@@ -419,9 +436,15 @@ class Traps:
         self._flat_kernel((star >> 32) & 0xFFFC, c.FLAT_CODE64)
         cpu.eflags = flags & ~cpu.msr(c.MSR_FMASK) & ~c.RF
 
+    def _store_first(self) -> None:
+        code = self.store_fault()
+        if code is not None:
+            raise GuestFault(PF, code)
+
     def sysenter(self) -> None:
         """SYSENTER; GuestFault(#GP) where SYSENTER_CS is null. Sets `pc` to the target."""
         cpu = self.cpu
+        self._store_first()
         selector = cpu.msr(c.MSR_SYSENTER_CS) & 0xFFFC
         if not selector:
             raise GuestFault(GP)

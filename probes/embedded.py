@@ -5,7 +5,7 @@ Rules: the machine's thread; reads guest memory by the guest's symbols and the l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -113,6 +113,15 @@ class EmbeddedPrograms:
             if mapped.region.start <= address < mapped.region.end:
                 return mapped.content, address - mapped.region.start
         return None
+
+    def physical(self, space: int, address: int, *, store: bool = False) -> int | None:
+        return None  # no file is mapped writable
+
+    def may_store(self, address: int) -> bool:
+        return False
+
+    def resumes(self, space: int) -> Iterable[int]:
+        return ()
 
     def user_stack(self) -> int | None:
         return None

@@ -27,7 +27,8 @@ class FileId:
 class Region:
     """A mapping of a file: byte `offset` of it is at `start`. `space` is the number of the address space.
 
-    `name` is the last component of a path of the file.
+    `name` is the last component of a path of the file. What is stored into a `writable` one that is not `shared` stays
+    the process's own.
     """
 
     space: int
@@ -36,6 +37,8 @@ class Region:
     offset: int
     file: FileId
     name: str
+    writable: bool = False
+    shared: bool = False
 
     def address(self, offset: int) -> int | None:
         """Where byte `offset` of the file is mapped."""
@@ -139,6 +142,18 @@ class Programs(Protocol):
     def file_at(self, address: int) -> tuple[ProgramFile | None, int] | None:
         """The file, and the offset in it, that the current process has mapped at `address`. (None, 0) for memory
         without a file, None where nothing is mapped."""
+        ...
+
+    def physical(self, space: int, address: int, *, store: bool = False) -> int | None:
+        """Where a program's byte is in RAM; None where it is not, or where a `store` to it would fault."""
+        ...
+
+    def may_store(self, address: int) -> bool:
+        """A store of the current program to `address` is allowed, and stays its own: at most a page is made for it."""
+        ...
+
+    def resumes(self, space: int) -> Iterable[int]:
+        """Where the threads of a space will go on in user mode, unless a signal sends them elsewhere."""
         ...
 
     def user_stack(self) -> int | None:

@@ -39,6 +39,7 @@ from probes.programs import (
     Unmapped,
 )
 from probes.programsymbols import functions, identity
+from probes.refctr import SIZE, RefCounters
 from probes.regs import PATH_MAX, Regs
 from probes.uretprobe import LEAVING, End, Ends, UserReturn, UserReturns
 
@@ -60,7 +61,8 @@ class Uprobe:
     `handler(up, regs)` runs before the instruction; it may set registers, and where it sets `regs.ip` (the probed
     address, until then) the guest goes on there. `ret_handler(instance, regs)` runs when a function that was entered
     there has returned, see `uretprobe`. `filter(up, regs)`: false means this hit is nobody's business; it is not
-    counted. `offset` is in bytes from the symbol, or from the file's start.
+    counted. `offset` is in bytes from the symbol, or from the file's start. `ref_ctr_offset` is that of a counter in
+    the file, which programs see one higher while the probe is there (see `refctr`); 0 for none.
 
     After registration `hits` counts, `ends` says what became of the calls that are followed, and `notes` tell what a
     user should know, as that nothing is known of the file yet.
@@ -75,6 +77,7 @@ class Uprobe:
         filter: Filter | None = None,
         *,
         offset: int = 0,
+        ref_ctr_offset: int = 0,
         disabled: bool = False,
     ) -> None:
         self.path = path
@@ -83,6 +86,7 @@ class Uprobe:
         self.handler = handler
         self.ret_handler = ret_handler
         self.filter = filter
+        self.ref_ctr_offset = ref_ctr_offset
         self.disabled = disabled
         self.registered = False
         self.hits = 0
@@ -109,6 +113,7 @@ class Place:
     file: FileId
     offset: int
     probes: list[Uprobe] = field(default_factory=list)
+    reference: int = 0  # offset of the counter that is held up for it; 0: none
     leaves: End | None = None  # a function by which programs leave others, for return probes to know
     repeats: bool | None = None  # a string instruction under rep; None until it was looked at
 
@@ -138,6 +143,7 @@ class Uprobes:
         self._following = False  # some probe wants returns
         self._unwatch: Callable[[], None] | None = None
         self._returns = UserReturns(machine, programs, self._use, self._unuse)
+        self._counters = RefCounters(machine, programs, self._use, self._unuse, self._stop_unused)
 
     # ------------------------------------------------------------------------------------------------ registration
 
@@ -152,10 +158,15 @@ class Uprobes:
             raise ProbeError(errno.EINVAL, f"{probe.path} is no absolute path")
         if probe.offset < 0:
             raise ProbeError(errno.EINVAL, "an offset is not negative")
+        if probe.ref_ctr_offset % SIZE:
+            raise ProbeError(errno.EINVAL, f"a reference counter is at a multiple of {SIZE}")
         file = self._programs.open(probe.path)
-        if file is not None and self._offset(probe, file, strict=True) is None:
+        offset = None if file is None else self._offset(probe, file, strict=True)
+        if file is not None and offset is None:
             self._check_absence(probe, file)
             file = None
+        elif file is not None and not self._fits(probe, self._files.get(file.id, {}).get(offset or 0)):
+            raise ProbeError(errno.EINVAL, "a probe there has another reference counter")
         if self._unwatch is None:
             self._unwatch = self._programs.watch(self._tell)
             self._machine.breaks.client = self
@@ -178,13 +189,16 @@ class Uprobes:
         self._returns.unregister(probe)
         for place in probe.places:
             place.probes.remove(probe)
-            if not place.probes and place.leaves is None:
-                self._drop(place)
+            if not place.probes:
+                self._counters.remove(place)
+                place.reference = 0
+                if place.leaves is None:
+                    self._drop(place)
         probe.places.clear()
+        self._counters.changed()
         if self._following and not any(known.ret_handler is not None for known in self._probes):
             self._forget_leaving()
-        if not self._probes:
-            self._stop()
+        self._stop_unused()
 
     def enable(self, probe: Uprobe) -> None:
         self._switch(probe, disabled=False)
@@ -228,6 +242,7 @@ class Uprobes:
         shown = ", ".join(f"{address:#x} in space {space:#x}" for space, address in armed[:_SHOWN])
         more = f" and {len(armed) - _SHOWN} more" if len(armed) > _SHOWN else ""
         lines.append(f"in translated code at {shown}{more}" if armed else "mapped nowhere")
+        lines += [self._counters.describe(place) for place in probe.places if place.reference]
         if probe.ret_handler is not None:
             lines.append(f"by shadow: {probe.ends}")
         return lines + [f"note: {note}" for note in probe.notes]
@@ -244,19 +259,25 @@ class Uprobes:
     def after_restore(self) -> None:
         """The machine has gone to another moment: other processes, other mappings, nothing under way."""
         self._returns.restored()
+        self._counters.forget()
         for space in list(self._sites):
             self._end(space)
         for mapped in self._programs.mapped():
             self._mapped(mapped)
+        self._counters.changed()
         self._machine.breaks.refresh()
 
     def _switch(self, probe: Uprobe, disabled: bool) -> None:
         if not probe.registered:
             raise ProbeError(errno.EINVAL, "this probe is not registered")
         probe.disabled = disabled
+        self._counters.changed()
         self._machine.breaks.refresh()
 
-    def _stop(self) -> None:
+    def _stop_unused(self) -> None:
+        """With the last probe gone and every counter as the program has it, nothing of programs is watched any more."""
+        if self._probes or self._counters.due:
+            return
         if self._unwatch is not None:
             self._unwatch()
             self._unwatch = None
@@ -322,10 +343,21 @@ class Uprobes:
         if offset is None or any(place.file == file.id for place in probe.places):
             return
         place = self._place(file.id, offset)
+        if not self._fits(probe, place):
+            return
         place.probes.insert(0, probe)
         probe.places.append(place)
+        if len(place.probes) == 1 and probe.ref_ctr_offset:
+            place.reference = probe.ref_ctr_offset
+            self._counters.add(place)
+        self._counters.changed()
         self._look_at_instruction(probe, file)
         self._machine.breaks.refresh()  # the page may have run in processes that are gone, at addresses that come again
+
+    @staticmethod
+    def _fits(probe: Uprobe, place: Place | None) -> bool:
+        """All probes of a place have one counter, or none."""
+        return place is None or not place.probes or place.reference == probe.ref_ctr_offset
 
     def _look_at_instruction(self, probe: Uprobe, file: ProgramFile) -> None:
         """Where its page is in memory, know whether the processor has it."""
@@ -421,15 +453,18 @@ class Uprobes:
                 for address in [at for at in self._sites.get(space, ()) if start <= at < end]:
                     self._leave(space, address)
                 self._returns.unmapped(space, start, end)
+                self._counters.unmapped(space, start, end)
             case Forked(parent, child):
                 self._end(child)
                 for address, place in self._sites.get(parent, {}).items():
                     self._sites.setdefault(child, {})[address] = place
                     self._use(address)
                 self._returns.forked(parent, child)
+                self._counters.forked(parent, child)
             case Ended(space):
                 self._end(space)
                 self._returns.ended(space)
+                self._counters.ended(space)
             case Exited(thread):
                 self._returns.exited(thread)
             case _:
@@ -445,13 +480,15 @@ class Uprobes:
             self._find_leaving(mapped)
         for place in self._files.get(region.file, {}).values():
             self._enter(region, place)
+        self._counters.mapped(region)
 
     # --------------------------------------------------------------------------------------------- the BreakClient
 
     def stands(self, vaddr: int) -> bool:
         space = self._programs.space(self._machine.cpu)
         place = self._sites.get(space, {}).get(vaddr)
-        return (place is not None and place.armed) or self._returns.stands(space, vaddr)
+        armed = place is not None and place.armed
+        return armed or self._returns.stands(space, vaddr) or self._counters.stands(space, vaddr)
 
     def on_code_break(self, cpu: Cpu, vaddr: int) -> Stop | None:
         space = self._programs.space(cpu)

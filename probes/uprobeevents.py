@@ -37,8 +37,6 @@ def make_uprobe(
     """The probe of a definition. `absent` gives a string of a program that is not in memory now; None: no memory."""
     if options.get("arm", "auto") == "int3":
         raise ProbeError(errno.EOPNOTSUPP, "--arm int3 is not available for uprobes: nothing in memory is changed")
-    if spec.place.reference:
-        raise ProbeError(errno.EOPNOTSUPP, "a reference counter is not available: the program's memory is not changed")
     base = 0
 
     def file_base(cpu: Cpu) -> int:
@@ -68,4 +66,5 @@ def make_uprobe(
         ret_handler if spec.is_return else None,
         is_wanted if wanted is not None else None,
         offset=place.offset if place.symbol is not None else 0,
+        ref_ctr_offset=place.reference,
     )

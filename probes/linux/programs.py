@@ -19,7 +19,8 @@ from emu.iface import Cpu, Machine, MemoryFault
 from probes.core import Kprobes
 from probes.kprobe import Kprobe, register_together
 from probes.linux.program import NotAvailable
-from probes.linux.system import Linux
+from probes.linux.saved import user_registers
+from probes.linux.system import VM_MAYSHARE, VM_SHARED, VM_WRITE, Linux
 from probes.linux.tasks import current_tasks
 from probes.programs import Ended, Event, Exited, FileId, Forked, Mapped, ProgramFile, Region, Unmapped
 from probes.regs import Regs
@@ -27,8 +28,7 @@ from probes.regs import Regs
 _MAX_LINKS: Final = 40  # MAXSYMLINKS, include/linux/namei.h
 _LONG: Final = 0x000FFFFFFFFFF000  # CR3's address of a top-level table: 4-level, and legacy or PAE
 _PROTECTED: Final = 0xFFFFFFE0
-_STACK_SIZE: Final = 16 << 10  # THREAD_SIZE, arch/x86/include/asm/page_64_types.h, without KASAN
-_SP_BELOW_TOP: Final = 16  # struct pt_regs ends in sp and ss
+_USER: Final = 3
 _SECOND_TABLE: Final = 0x1000  # the user's half of a pair of tables, PTI_USER_PGTABLE_BIT
 
 
@@ -145,7 +145,18 @@ class LinuxPrograms:
         content = LinuxFile(self._linux, file.f_inode.read_())
         name = file.f_path.dentry.d_name.name.string_().decode("utf-8", "surrogateescape")
         start, end, offset = vma.vm_start.value_(), vma.vm_end.value_(), vma.vm_pgoff.value_() << 12
-        return Mapped(Region(self._space(vma.vm_mm), start, end, offset, content.id, name), content)
+        flags = vma.vm_flags.value_()
+        region = Region(
+            self._space(vma.vm_mm),
+            start,
+            end,
+            offset,
+            content.id,
+            name,
+            bool(flags & VM_WRITE),
+            bool(flags & VM_MAYSHARE),
+        )
+        return Mapped(region, content)
 
     def _space(self, mm: Object) -> int:
         paddr = self._machine.memory.translate(mm.pgd.value_(), self._linux.kernel.root)
@@ -172,15 +183,39 @@ class LinuxPrograms:
         except NotAvailable:
             return None
 
+    def physical(self, space: int, address: int, *, store: bool = False) -> int | None:
+        memory = self._machine.memory
+        return memory.storable(address, space) if store else memory.translate(address, space)
+
+    def may_store(self, address: int) -> bool:
+        """As valid_ref_ctr_vma() in kernel/events/uprobes.c, and not beyond the file's end, which is SIGBUS."""
+        try:
+            with self._linux.asking("the mapping is"):
+                mm = self._linux.current().mm.read_()
+                vma = vma_find(mm, address) if mm else None
+                if not vma or not vma.vm_file or vma.vm_flags.value_() & (VM_WRITE | VM_SHARED) != VM_WRITE:
+                    return False
+                offset = address - vma.vm_start.value_() + (vma.vm_pgoff.value_() << 12)
+                return bool(offset < vma.vm_file.f_inode.i_size.value_())
+        except NotAvailable:
+            return False
+
+    def resumes(self, space: int) -> Iterator[int]:
+        cpu = self._machine.cpu
+        if cpu.cpl == _USER and self.space(cpu) == space:
+            yield cpu.pc
+        for task in self._linux.tasks():
+            with self._linux.asking("where tasks go on is"):
+                mm = task.mm.read_()
+                regs = user_registers(self._linux, task) if mm and self._space(mm) == space else None
+            if regs is not None:
+                yield regs.ip.value_()
+
     def user_stack(self) -> int | None:
-        """task_pt_regs(current)->sp: what entry code has pushed at the top of the kernel stack. amd64 only: where i386
-        begins depends on its configuration."""
-        if self._mask != _LONG:
-            return None
+        """task_pt_regs(current)->sp."""
         with self._linux.asking("the user's stack is"):
-            top = int(self._linux.current().stack.value_()) + _STACK_SIZE
-            paddr = self._machine.memory.translate(top - _SP_BELOW_TOP, self._linux.kernel.root)
-        return None if paddr is None else int.from_bytes(self._machine.memory.read_physical(paddr, 8), "little")
+            regs = user_registers(self._linux, self._linux.current())
+            return None if regs is None else int(regs.sp.value_())
 
     # ------------------------------------------------------------------------------------------------- the processor
 

@@ -28,7 +28,7 @@ from probes.linux.program import KernelMemory, NotAvailable, make_program, quest
 from probes.linux.tasks import LinuxTasks, current_tasks
 
 PAGE: Final = 0x1000
-VM_READ, VM_WRITE, VM_EXEC, VM_MAYSHARE = 1, 2, 4, 0x80  # include/linux/mm.h
+VM_READ, VM_WRITE, VM_EXEC, VM_SHARED, VM_MAYSHARE = 1, 2, 4, 8, 0x80  # include/linux/mm.h
 
 
 @dataclass(frozen=True, slots=True)
