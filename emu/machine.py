@@ -246,6 +246,9 @@ class Machine(RunLoop):
 
         def go() -> Stop:
             self._enter(1)
+            over = self.clock.instructions >= goal and not self.window.contains(self.cpu.pc)
+            if over and not (self._stop or self.watched.hit or self._stop_requested):
+                return Step(self.cpu.linear_pc)
             return self._loop(lambda: self.clock.instructions >= goal, goal)
 
         self.watched.forget()

@@ -62,6 +62,8 @@ def exit_status(stop: Stop | None) -> int | None:
     The numbers are the program's own exit statuses (`gdbstub --help`).
     """
     match stop:
+        case None | Step() | Breakpoint() | ProbeStop() | Watchpoint() | ExceptionRaised() | Interrupted():
+            return None
         case PowerOff() | ConsoleMatch():
             return 0
         case Budget():
@@ -70,8 +72,6 @@ def exit_status(stop: Stop | None) -> int | None:
             return 0 if requested else 3
         case GuestExit(status):
             return status
-        case None | Breakpoint() | ProbeStop() | Watchpoint() | ExceptionRaised() | Step() | Interrupted():
-            return None
         case Halted() | TripleFault() | Panic() | HandlerFailed() | Defect():
             return None
         case _:
@@ -110,7 +110,7 @@ def _name(vector: int) -> str:
 def explain(stop: Stop) -> str:
     """What gdb's own message for a stop leaves out, as console text; empty where there is nothing to add."""
     match stop:
-        case Breakpoint() | Watchpoint() | Step() | Interrupted():
+        case Step() | Breakpoint() | Watchpoint() | Interrupted():
             return ""
         case ProbeStop(pc):
             return f"A probe at {pc:#x} stopped the guest.\n"
