@@ -59,6 +59,8 @@ PROGRAMS = {
     "/bin/leaving": ("leaving.c", "-pthread", "-O2"),
     "/bin/throws": ("throws.cc", "-static-libstdc++"),
     "/bin/sleeper": ("sleeper.c",),
+    "/bin/mappings": ("mappings.c",),
+    "/lib/place.so": ("place.c", "-shared", "-fPIC"),
 }
 COLD = ("cold.c", "-nostdlib", "-fno-stack-protector", "-static-pie", "-fPIE")
 COLD32 = ("cold.c", "-m32", "-nostdlib", "-fno-stack-protector", "-static", "-fno-pic", "-no-pie")

@@ -1,6 +1,10 @@
 // Needs no library, so that it is made for 32 bits as well: three calls of a function that has a page of its own.
 #define PAGE 4096
 
+#ifdef MOVED // cold() has another place in the file
+__attribute__((noinline, aligned(PAGE), section(".text.before"), used)) static void before(void) { __asm__(".skip 8192"); }
+#endif
+
 __attribute__((noinline, aligned(PAGE), section(".text.cold"))) long cold(long n) {
     __asm__ volatile("" ::: "memory");
     return n + 1;

@@ -1,0 +1,52 @@
+"""A probe is a file's: in each of its mappings, in every process, and in the file that takes its name."""
+
+from __future__ import annotations
+
+import pytest
+
+from emu.boot import GuestMachine
+from probes import Manager, Regs, Uprobe
+from tests.support.kernels import run_shell
+from tests.support.programs import COLD, COLD32, GUESTS, bring, build, equipped
+
+LIBRARY = "/lib/place.so"
+
+
+@pytest.mark.parametrize(("kernel", "bits"), GUESTS, indirect=["kernel"])
+def test_every_mapping_of_a_library_and_the_file_that_replaces_another(kernel: str, bits: int) -> None:
+    """dlopen and dlclose, twice in one process, moved, made executable late, copied on write; fork, vfork and exec."""
+    machine = equipped(kernel, bits)
+    manager = Manager(machine)
+    seen: list[int] = []
+    places: set[int] = set()
+
+    def called(up: Uprobe, regs: Regs) -> None:
+        seen.append(regs.arg(1))
+        places.add(regs.ip)
+
+    returned: list[int] = []
+    probe = Uprobe(LIBRARY, "place", called, lambda ri, regs: returned.append(regs.retval))
+    manager.register(probe)
+    assert run_shell(machine, f"/bin/mappings {LIBRARY}") == f"sum {sum((1, 2, 3, 6, 7, 8, 9, 10)) + 8}"
+    assert seen == [1, 2, 3, 4, 5, 20, 6, 7, 8, 9, 10]
+    assert returned == [n + 1 for n in seen]
+    assert len(places) >= 4
+    assert (manager.uprobes.addresses(probe), probe.ends.live) == ([], 0)
+    manager.unregister(probe)
+    assert machine.breaks.armed == []
+    replaced(machine, manager, bits)
+
+
+def replaced(machine: GuestMachine, manager: Manager, bits: int) -> None:
+    """By name: where the function stands in each file that has had the name, and no more in the one before."""
+    first, *options = COLD if bits == 64 else COLD32
+    files = {f"/tmp/{name}": build(first, *options, *more) for name, more in {"one": (), "two": ("-DMOVED",)}.items()}
+    bring(machine, manager.linux, files)
+    probe = Uprobe("/tmp/program", "cold")
+    manager.register(probe)
+    run_shell(machine, "cp /tmp/one /tmp/program; /tmp/program; cp /tmp/two /tmp/new; mv /tmp/new /tmp/program")
+    assert probe.hits == 3
+    run_shell(machine, "/tmp/program; /tmp/one; /tmp/two")
+    assert probe.hits == 6
+    assert len({place.offset for place in probe.places}) == len({place.file for place in probe.places}) == 2
+    manager.unregister(probe)
