@@ -1,6 +1,6 @@
-"""Examples for the help of each command: what the end of `gdbstub COMMAND --help` shows.
+"""Examples for the help of each command: what the end of `gdbstub COMMAND --help` and `monitor help VERB` show.
 
-Rules: text only; README shows them too (see tests.support.readme).
+Rules: text only; README shows the former too (see tests.support.readme), and a test runs each line of the latter.
 """
 
 from __future__ import annotations
@@ -71,5 +71,37 @@ examples:
     "demo": """\
 examples:
   gdbstub demo
+""",
+}
+
+MONITOR_EXAMPLES: Final = {
+    "echo": """\
+  The files are those of /sys/kernel/tracing; `ls` shows them. > begins a file anew, >> adds to it.
+
+  an event and its records; '-:open' to kprobe_events takes it away when it is disabled and has no triggers
+    echo 'p:open do_sys_openat2 file=+0($arg2):ustring flags=+0($arg3):x64' > kprobe_events
+    echo 1 > events/kprobes/open/enable
+    cat trace
+
+  a filter, for fewer records: == != < <= > >= & of numbers, == != ~ (a glob) of strings, && || ! ( ); 0 for none
+    echo 'file ~ "/etc/*" && common_pid > 1' > events/kprobes/open/filter
+
+  triggers, what else a hit does: COMMAND[:COUNT] [if FILTER]; '!COMMAND' takes one away
+    traceon  traceoff  snapshot  stacktrace  enable_event:GROUP:EVENT  disable_event:GROUP:EVENT
+    echo 'stacktrace:5 if file == "/etc/passwd"' > events/kprobes/open/trigger
+    echo '!stacktrace' > events/kprobes/open/trigger
+
+  a histogram: hist:keys=FIELD[.MODIFIER],...[:vals=FIELD,...][:sort=FIELD[.descending],...][:size=N][:pause|cont|clear]
+    of keys .hex .sym .sym-offset .execname .syscall .log2 .buckets=N; of values .hex .percent .graph; > ends older ones
+    echo 'hist:keys=common_pid.execname,file:sort=hitcount.descending' > events/kprobes/open/trigger
+    echo 'hist:keys=common_stacktrace if file ~ "/etc/*"' >> events/kprobes/open/trigger
+    cat events/kprobes/open/hist
+
+  actions that no kernel has: stop the debugger; memory into the trace; set a register or memory; leave with a value
+    echo 'stop:1 if file == "/etc/shadow"' >> events/kprobes/open/trigger
+    echo 'dump:+0($arg2),32 if comm == "sh"' >> events/kprobes/open/trigger
+    echo 'set:+0($arg3):u64=0 if file ~ "/etc/*"' >> events/kprobes/open/trigger
+    echo 'set:%si=0 if common_pid == 4000' >> events/kprobes/open/trigger
+    echo 'return:-EACCES if file ~ "*/secret"' >> events/kprobes/open/trigger
 """,
 }

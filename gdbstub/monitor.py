@@ -20,6 +20,7 @@ from typing import Final, Protocol, TypeAlias, TypeVar
 
 from emu.iface import Machine, MachineError
 from gdbstub.dumps import dump
+from gdbstub.examples import MONITOR_EXAMPLES
 from probes.btf import Btf
 from probes.discovery import find_symbols
 from probes.errors import ProbeError
@@ -341,7 +342,7 @@ class Monitor:
             if verb is not None and command.options:
                 shown = (f"--{name} {value}" if value else f"--{name}" for name, value in command.options.items())
                 lines.append("  OPTIONS: " + "  ".join(shown))
-        return lines
+        return lines + MONITOR_EXAMPLES.get(verb or "", "").splitlines()
 
     @command(f"info {'|'.join(TOPICS)}", "the machine's own state", looks=True)
     def info(self, arguments: Arguments) -> Sequence[str]:

@@ -19,9 +19,7 @@ def report(command: Report, write: Callable[[str], object]) -> int:
     """Print it, and write the flame graph where one is asked for."""
     try:
         summary = Summary(_records(command.file))
-        if command.flame is not None:
-            if not summary.stacks:
-                raise UsageError(f"{command.file} has no stack traces: set `stacktrace` in an event's trigger file")
+        if command.flame is not None and summary.stacks:
             command.flame.write_text(summary.flame_graph(), encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{error.filename}: {(error.strerror or str(error)).lower()}") from error
@@ -29,6 +27,9 @@ def report(command: Report, write: Callable[[str], object]) -> int:
         raise UsageError(f"{command.file}: {error}") from error
     for line in summary.lines():
         write(f"{line}\n")
+    if command.flame is not None and not summary.stacks:
+        reason = f"{command.file} has no stack traces: `echo stacktrace > events/GROUP/EVENT/trigger` makes them"
+        raise UsageError(f"no {command.flame}: {reason}")
     return SUCCESS
 
 

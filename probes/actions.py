@@ -11,7 +11,9 @@ Source: kernel/trace/trace_events_trigger.c, Linux 6.12; its refusals have an er
 
 from __future__ import annotations
 
+import difflib
 import errno
+import functools
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -34,6 +36,15 @@ _OURS: Final = ("stop", "dump", "set", "return")
 COMMANDS: Final = (*_KERNEL, *_ON_EVENTS, *_ON_HISTS, "hist", *_OURS)
 _COUNT: Final = re.compile(r"(?:0[xX][0-9a-fA-F]+|[0-9]+)\Z")
 _IF: Final = re.compile(r"(?:\A|\s)if(?=\s|\Z)")
+_ERROR_NAME: Final = re.compile(r"-[A-Za-z]\w*\Z")
+_KERNEL_ERRORS: Final = ("ERESTARTSYS", "ERESTARTNOINTR", "ERESTARTNOHAND", "ENOIOCTLCMD", "ERESTART_RESTARTBLOCK")
+_ERRORS: Final[Mapping[str, int]] = {
+    **{name: number for name, number in vars(errno).items() if isinstance(number, int)},
+    # include/linux/errno.h: what never leaves the kernel
+    **{name: number for number, name in enumerate(_KERNEL_ERRORS, start=512)},
+    "EPROBE_DEFER": 517,
+    "ENOTSUPP": 524,
+}
 _SIZES: Final = {f"{kind}{bits}": bits // 8 for kind in "usx" for bits in (8, 16, 32, 64)}
 
 
@@ -96,7 +107,7 @@ class Trigger:
     """One line of the trigger file. `act` does it and says whether that counts; `left` is -1 for no limit.
 
     `after`: it comes after the record; `last`: after all others, as it changes what they see. `key` is what a second
-    one may not have. `undo` is for when it is taken away.
+    one may not have. `start` is called when it is taken in, and may raise ProbeError; `undo` when it is taken away.
     """
 
     command: str
@@ -109,6 +120,7 @@ class Trigger:
     after: bool = False
     last: bool = False
     histogram: Histogram | None = None
+    start: Callable[[], None] | None = None
     undo: Callable[[], None] | None = None
 
     @property
@@ -151,8 +163,14 @@ class Triggers:
     def histograms(self) -> list[Histogram]:
         return [trigger.histogram for trigger in self.all if trigger.histogram is not None]
 
-    def write(self, line: str) -> None:
-        """A line written to the file; `!LINE` takes a trigger away. ProbeError with the kernel's errno."""
+    def write(self, line: str, *, append: bool) -> None:
+        """A line written to the file; `!LINE` takes a trigger away. ProbeError with the kernel's errno.
+
+        Opening the file to write it anew, which `append` does not, takes the event's histograms away.
+        """
+        if not append:
+            for trigger in [one for one in self.all if one.histogram is not None]:
+                self._take_away(trigger)
         line = line.strip()
         removing = line.startswith("!")
         line = line.removeprefix("!")
@@ -187,12 +205,17 @@ class Triggers:
                 self._take_away(trigger)
 
     def _add(self, trigger: Trigger, filter_text: str) -> None:
-        if any(known.key == trigger.key for known in self.all):
-            raise TriggerError(f"the event has a {trigger.command} trigger already", errno.EEXIST)
-        if len(self.all) >= MAX_TRIGGERS:
-            raise TriggerError(f"an event has at most {MAX_TRIGGERS} triggers", errno.ENOSPC)
         if filter_text:
             trigger.accepts, trigger.filter_text = self._actor.filter(filter_text), filter_text
+        known = next((one for one in self.all if one.key == trigger.key), None)
+        if known is not None:
+            there = known.line()
+            reason = f"the event has this trigger already: {there}; take that away with '!{known.text}'"
+            raise TriggerError(reason, errno.EEXIST)
+        if len(self.all) >= MAX_TRIGGERS:
+            raise TriggerError(f"an event has at most {MAX_TRIGGERS} triggers", errno.ENOSPC)
+        if trigger.start is not None:
+            trigger.start()
         self.all.insert(len(self.all) if trigger.histogram is not None else 0, trigger)
         self._update()
 
@@ -219,7 +242,9 @@ class Triggers:
         made, asked = parse_histogram(command, self._actor.variables, self._actor.guest)
         if filter_text:
             made.accepts, made.filter_text = self._actor.filter(filter_text), filter_text
-        known = next((one for one in self.all if one.histogram is not None and _same(one.histogram, made)), None)
+        known = next(
+            (one for one in self.all if one.histogram is not None and one.histogram.shape() == made.shape()), None
+        )
         if removing:
             if known is not None:
                 self._take_away(known)
@@ -312,10 +337,8 @@ class Triggers:
             target.soft_disabled = not on
             return changed
 
-        if any(known.key == key for known in self.all):
-            raise TriggerError("the event has such a trigger already", errno.EEXIST)
-        target.soft_mode(True)
-        return Trigger(command, text, key, switch, left, undo=lambda: target.soft_mode(False))
+        start, undo = functools.partial(target.soft_mode, True), functools.partial(target.soft_mode, False)
+        return Trigger(command, text, key, switch, left, start=start, undo=undo)
 
     def _dump(self, body: str) -> Trigger:
         place, comma, size_text = body.rpartition(",")
@@ -360,8 +383,7 @@ class Triggers:
     def _return(self, body: str) -> Trigger:
         if not body:
             raise TriggerError("return:VALUE[:COUNT] [if FILTER]")
-        known = body.startswith("-") and getattr(errno, body[1:], None)
-        value = (lambda hit: -known) if known else self._actor.value(body)
+        value = _error(body[1:]) if _ERROR_NAME.match(body) else self._actor.value(body)
         leave = self._actor.leave()
 
         def act(hit: Hit) -> bool:
@@ -369,6 +391,15 @@ class Triggers:
             return True
 
         return Trigger("return", f"return:{body}", "return", act, last=True)
+
+
+def _error(name: str) -> Callable[[Hit], int]:
+    """What gives -ENOENT and the like; TriggerError for a name that no errno has."""
+    number = _ERRORS.get(name)
+    if number is None:
+        near = difflib.get_close_matches(name.upper(), _ERRORS, 3, 0.5) or ["ENOENT", "EPERM", "EIO"]
+        raise TriggerError(f"no error is called {name}; return:-NAME takes an errno's name, such as {', '.join(near)}")
+    return lambda hit: -number
 
 
 def _body(params: str) -> tuple[str, int]:
@@ -392,12 +423,6 @@ def _storing(place: Callable[[Hit], int], size: int) -> Callable[[Hit, int], Non
         hit.regs.write(place(hit), (value & mask).to_bytes(size, "little"))
 
     return store
-
-
-def _same(one: Histogram, other: Histogram) -> bool:
-    """hist_trigger_match(): the same keys, values, sorting and filter."""
-    mine, theirs = ((each.keys, each.values, each.sort, each.name, each.filter_text) for each in (one, other))
-    return mine == theirs
 
 
 def dump_lines(data: bytes, start: int) -> tuple[str, ...]:

@@ -1,15 +1,15 @@
 """Histograms of hits: `hist:keys=common_pid.execname:vals=count` counted and shown as Linux does.
 
 Rules: pure; what a name means comes as `Variable`s, what an address is as `Describe`. Grammar, order of checks, texts,
-carets and the printed table are those of Linux 6.12 (kernel/trace/trace_events_hist.c), measured on 6.12.117. Rows with
-equal sort keys stand in the order of their first hit; Linux leaves that order to its hash. Expressions, variables and
-actions between histograms are not had.
+carets and the printed table are those of Linux 6.12 (kernel/trace/trace_events_hist.c), measured on 6.12.117.
+Expressions, variables and actions between histograms are not had.
 """
 
 from __future__ import annotations
 
 import errno
 import functools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeAlias
@@ -17,20 +17,25 @@ from typing import Final, Protocol, TypeAlias
 from probes import rawtext
 from probes.errors import ProbeError
 from probes.filters import Predicate
+from probes.histsort import kernel_order
 from probes.hit import Hit, Variable
 
 DEFAULT_SIZE: Final = 2048
 MIN_SIZE, MAX_SIZE = 128, 131072
 MAX_KEYS: Final = 3
-MAX_VALUES: Final = 16
+MAX_VALUES: Final = 3  # hitcount among them: TRACING_MAP_VALS_MAX
 MAX_SORT: Final = 2
 MAX_STRING: Final = 255
+_STACK_DEPTH: Final = 64
 _MASK: Final = (1 << 64) - 1
 _BAR: Final = 20
 
 Key: TypeAlias = int | str | tuple[int, ...]
 
-_ALIASES: Final = {"cpu": "common_cpu", "CPU": "common_cpu", "stacktrace": "common_stacktrace"}
+_NOT_HAD: Final = "histogram variables, expressions and actions are not available"
+_STACK: Final = "common_stacktrace"
+_ALIASES: Final = {"cpu": "common_cpu", "CPU": "common_cpu", "stacktrace": _STACK, "STACKTRACE": _STACK}
+"""parse_field() takes these for backward compatibility; the trigger is shown with the names they have now."""
 _KEY_MODIFIERS: Final = ("hex", "sym", "sym-offset", "execname", "syscall", "log2", "usecs", "stacktrace")
 _VALUE_MODIFIERS: Final = ("hex", "percent", "graph")
 
@@ -76,10 +81,20 @@ class Column:
             return f"{shown}.buckets={self.buckets}"
         return f"{shown}.{self.modifier}" if self.modifier else shown
 
+    def packed(self, value: Key, whole: bool) -> bytes:
+        """A key as the kernel's map compares it: a machine's number, cut to the field's size unless it is the `whole`
+        of the key; a string or a stack in a field of its full size."""
+        if isinstance(value, str):
+            return rawtext.encode(value).ljust(MAX_STRING + 1, b"\0")
+        if isinstance(value, tuple):
+            return b"".join(one.to_bytes(8, "little") for one in value).ljust(8 * _STACK_DEPTH, b"\0")
+        size = 8 if whole or self.variable is None else min(self.variable.field.size, 8)
+        return (value & (1 << 8 * size) - 1).to_bytes(8, "little")
+
 
 @dataclass(frozen=True, slots=True)
 class Sort:
-    """Index among hitcount, values and keys in that order."""
+    """Index among hitcount, values and keys in that order; `name` is how it is shown."""
 
     column: int
     name: str
@@ -87,7 +102,7 @@ class Sort:
 
     @property
     def text(self) -> str:
-        return _ALIASES.get(self.name, self.name) + (".descending" if self.descending else "")
+        return self.name + (".descending" if self.descending else "")
 
 
 @dataclass(slots=True)
@@ -148,6 +163,11 @@ class Histogram:
 
     # ------------------------------------------------------------------------------------------------------- as text
 
+    def shape(self) -> tuple[object, ...]:
+        """What no two histograms of an event have in common."""
+        columns = [column.text for column in (*self.keys, *self.values)]
+        return columns, len(self.keys), self.sort, self.name, self.filter_text
+
     def text(self) -> str:
         """The line the trigger file shows."""
         values = [*(["hitcount"] if self.show_hitcount else []), *(value.text for value in self.values)]
@@ -163,7 +183,7 @@ class Histogram:
     def lines(self) -> list[str]:
         """What `cat hist` shows of it."""
         rows = self.sorted_rows()
-        totals = [sum(row.sums[i] for row in rows) for i in range(len(self.values) + 1)]
+        totals = [sum(row.sums[i] for row in rows) & _MASK for i in range(len(self.values) + 1)]
         tops = [max((row.sums[i] for row in rows), default=0) for i in range(len(self.values) + 1)]
         shown = ["# event histogram", "#", f"# trigger info: {self.text()}", "#", ""]
         shown += [self._row(row, totals, tops) for row in rows]
@@ -177,21 +197,25 @@ class Histogram:
         ]
 
     def sorted_rows(self) -> list[_Row]:
-        def compare(one: _Row, other: _Row) -> int:
-            for sort in self.sort:
-                left, right = self._sorted_by(one, sort.column), self._sorted_by(other, sort.column)
-                if left != right:
-                    return -1 if (left < right) is not sort.descending else 1  # type: ignore[operator]  # one column: one type
+        """In the order that the kernel shows them."""
+        whole = len(self.keys) == 1
+
+        def packed(row: _Row) -> bytes:
+            return b"".join(column.packed(key, whole) for column, key in zip(self.keys, row.key, strict=True))
+
+        sorts = [(functools.partial(self._sorted_by, sort.column), sort.descending) for sort in self.sort]
+        return kernel_order(self.rows.values(), packed, sorts)
+
+    def _sorted_by(self, column: int, row: _Row) -> int | bytes:
+        """A stack is not compared: tracing_map_cmp_none()."""
+        value = row.sums[column] if column < len(row.sums) else row.key[column - len(row.sums)]
+        if isinstance(value, tuple):
             return 0
-
-        return sorted(self.rows.values(), key=functools.cmp_to_key(compare))
-
-    def _sorted_by(self, row: _Row, column: int) -> Key:
-        return row.sums[column] if column < len(row.sums) else row.key[column - len(row.sums)]
+        return rawtext.encode(value) if isinstance(value, str) else value
 
     def _row(self, row: _Row, totals: Sequence[int], tops: Sequence[int]) -> str:
         keys = [self._shown_key(column, value, row) for column, value in zip(self.keys, row.key, strict=True)]
-        end = "" if keys[-1].endswith("\n") else " "
+        end = "" if any(isinstance(value, tuple) for value in row.key) else " "
         parts = [f"{{ {', '.join(keys)}{end}}}"]
         if self.show_hitcount:
             parts.append(f" hitcount: {row.sums[0]:>10}")
@@ -205,7 +229,7 @@ class Histogram:
         name = column.name
         if isinstance(value, tuple):
             frames = "".join(f"{'':9}{self.guest.describe(address)}\n" for address in value)
-            return f"{_ALIASES.get(name, name)}:\n{frames}"
+            return f"{name}:\n{frames}"
         if isinstance(value, str) and column.modifier != "hex":
             return f"{name}: {rawtext.padded(value, 50)}"
         if isinstance(value, str):
@@ -232,18 +256,31 @@ class Histogram:
 def _shown_value(column: Column, value: int, total: int, top: int) -> str:
     match column.modifier:
         case "percent":
-            share = value * 10000 // total if total else 0
+            share = _share(value, total)
+            if share is None:
+                return f"{column.name} (%):[ERROR]"
             return f"{column.name} (%): {share // 100:>3}.{share % 100:02}"
         case "graph":
-            return f"{column.name}: {'#' * -(-value * _BAR // top if top else 0):<{_BAR}}"
+            share = _share(value, top)
+            bar = "[ERROR]" if share is None else "#" * min(share * _BAR // 10000, _BAR)
+            return f"{column.name}: {bar:<{_BAR}}"
         case "hex":
             return f"{column.name}: {value:>10x}"
     return f"{column.name}: {value:>10}"
 
 
+def _share(value: int, total: int) -> int | None:
+    """__get_percentage(): hundredths of a percent; None where sums have wrapped beyond sense."""
+    if not total:
+        return 0
+    if value < _MASK // 10000:
+        return value * 10000 // total
+    return value // (total // 10000) if total >= 10000 else None
+
+
 def _key_getter(column: Column, guest: Guest) -> Callable[[Hit], Key]:
     variable, buckets = column.variable, column.buckets
-    if column.name in ("common_stacktrace", "stacktrace"):
+    if column.name == _STACK:
         return guest.stack
     if variable is None:  # hitcount
         return lambda hit: 1
@@ -268,11 +305,11 @@ def _value_getter(column: Column) -> Callable[[Hit], int]:
     variable = column.variable
     if variable is None or variable.field.text:
         return lambda hit: 1 if variable is None else 0  # hitcount; the address of a string means nothing here
-    get = variable.get
+    get, unit = variable.get, 1000 if column.modifier == "usecs" else 1
 
     def number(hit: Hit) -> int:
         value = get(hit)
-        return value if isinstance(value, int) else 0
+        return value // unit if isinstance(value, int) else 0
 
     return number
 
@@ -338,8 +375,7 @@ class _Parser:
             elif flag in ("pause", "cont", "clear", "nohitcount"):
                 flags.add(flag)
             elif part or not given:
-                what = "histogram variables, expressions and actions are not available"
-                raise HistError(errno.EINVAL, what, self._command, part, logged=False)
+                raise HistError(errno.EINVAL, _NOT_HAD, self._command, part, logged=False)
         return given, flags
 
     def _size(self, text: str) -> int:
@@ -361,20 +397,28 @@ class _Parser:
             buckets, modifier = int(count), ""
         elif equals or (modifier and modifier not in _KEY_MODIFIERS + _VALUE_MODIFIERS + ("buckets",)):
             raise self._bad_modifier(modifier)
+        if re.search(r"[-+*/]", name):
+            raise HistError(errno.EINVAL, _NOT_HAD, self._command, name, logged=False)
         variable = self._find(name)
-        refused = modifier in _VALUE_MODIFIERS[1:] if key else modifier not in ("", *_VALUE_MODIFIERS)
+        if key:
+            refused = modifier in _VALUE_MODIFIERS[1:]
+        else:
+            refused = modifier not in ("", *_VALUE_MODIFIERS) or _ALIASES.get(name, name) == _STACK
+            refused = refused and (name, modifier) != ("common_timestamp", "usecs")
         if refused:
             raise self._bad_modifier(modifier if key else text)
         if modifier == "execname" and name != "common_pid":
             raise self._bad_modifier(modifier)
         if modifier == "stacktrace":
             raise self._bad_modifier(text)
+        if _ALIASES.get(name) == _STACK:
+            name = _STACK
         return Column(name, variable, modifier, buckets)
 
     def _find(self, name: str) -> Variable | None:
-        if name in ("hitcount", "stacktrace", "common_stacktrace"):
+        if name == "hitcount" or _ALIASES.get(name, name) == _STACK:
             return None
-        known = None if name.lower() in ("comm", "stacktrace") else self._variables.get(name)
+        known = None if name.lower() == "comm" else self._variables.get(name)
         if known is None:
             raise HistError(errno.EINVAL, "Couldn't find field", self._command, name)
         return known
@@ -392,9 +436,11 @@ class _Parser:
         if not text:
             raise HistError(errno.EINVAL, "Empty sort field", self._command, "sort")
         name, dot, order = text.partition(".")
-        columns = ["hitcount", *(value.name for value in self._values), *(key.name for key in self._keys)]
+        fields = (*self._values, *self._keys)
+        columns = ["hitcount", *(field.name for field in fields)]
         if dot and order not in ("ascending", "descending"):
             raise HistError(errno.EINVAL, "Invalid sort modifier", self._command, order)
         if name not in columns:
             raise HistError(errno.EINVAL, "Sort field must be a key or a val", self._command, name)
-        return Sort(columns.index(name), name, order == "descending")
+        index = columns.index(name)
+        return Sort(index, fields[index - 1].text if index else name, order == "descending")

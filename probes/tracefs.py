@@ -91,15 +91,20 @@ class Tracefs:
 
     def _find(self, path: str) -> _File:
         words = self._words(path)
-        if len(words) == 1 and words[0] in self._files:
-            return self._files[words[0]]
-        if words[:1] == ["events"] and len(words) > 1:
-            file = self._event_file(words[1:])
-            if file is not None:
-                return file
+        file = self._file(words)
+        if file is not None:
+            return file
         if self._directory(words) is not None:
-            raise ProbeError(errno.EISDIR, f"{path or '.'} is a directory: try `ls {path}`")
+            raise ProbeError(errno.EISDIR, f"{path or '/'} is a directory; `ls {path or '/'}` shows its files")
+        for count in range(1, len(words)):
+            if self._file(words[:count]) is not None:
+                raise ProbeError(errno.ENOTDIR, f"{path}: {'/'.join(words[:count])} is a file, no directory")
         raise _absent(path)
+
+    def _file(self, words: list[str]) -> _File | None:
+        if len(words) == 1:
+            return self._files.get(words[0])
+        return self._event_file(words[1:]) if words[:1] == ["events"] and len(words) > 1 else None
 
     def _directory(self, words: list[str]) -> list[str] | None:
         """The names in one, None for what is none."""
@@ -245,7 +250,7 @@ class Tracefs:
     def trigger_file(self, event: TraceEvent) -> _File:
         def write(text: str, append: bool) -> None:
             try:
-                event.triggers.write(text)
+                event.triggers.write(text, append=append)
             except FilterError as error:
                 self._events.log_error("event filter parse error", error)
                 raise
@@ -289,7 +294,10 @@ _EVENT_FILES: Mapping[str, Callable[[Tracefs, TraceEvent], _File]] = {
 
 
 def redirection(line: str) -> tuple[str, str, bool]:
-    """`'TEXT' > FILE` or `>> FILE`, quoted as in a shell. -> text, file, whether it is appended; ProbeError EINVAL."""
+    """`[-n] 'TEXT' > FILE` or `>> FILE`, quoted as in a shell. -> text, file, whether it is appended.
+
+    ProbeError EINVAL.
+    """
     text, quote, at = "", "", 0
     marks: list[tuple[int, int]] = []  # (place in `text`, place in `line`) of each unquoted >
     while at < len(line):
@@ -313,7 +321,10 @@ def redirection(line: str) -> tuple[str, str, bool]:
     file = line[place + 1 :].strip().strip("'\"")
     if not file or " " in file:
         raise ProbeError(errno.EINVAL, "echo 'TEXT' > FILE: one file's name follows")
-    return text[: split - append].strip(), file, append
+    said = text[: split - append].strip()
+    option, _, rest = said.partition(" ")
+    # without the newline, which no file here needs
+    return (rest.lstrip() if option == "-n" else said), file, append
 
 
 def _text(lines: Iterable[str]) -> str:

@@ -44,12 +44,18 @@ def test_the_folder_must_be_one(tmp_path: Path) -> None:
 
 
 def test_a_report_is_printed_and_its_flame_graph_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`gdbstub report FILE --flame FILE.svg`; what is no trace is status 2 and a line."""
+    """`gdbstub report FILE --flame FILE.svg`; without stacks there is the report alone, and status 2; what
+    is no trace is that, too, and a line."""
     trace, flame = tmp_path / "t.jsonl", tmp_path / "t.svg"
     trace.write_text("".join(record.json() + "\n" for record in RECORDS))
     assert cli.main(["report", str(trace), "--flame", str(flame)]) == 0
     assert capsys.readouterr().out.startswith("2 hits\n")
     assert flame.read_text().startswith("<svg")
+    trace.write_text(RECORDS[0].json())
+    assert cli.main(["report", str(trace), "--flame", str(tmp_path / "none.svg")]) == 2
+    said = capsys.readouterr()
+    assert said.out.startswith("1 hits\n")
+    assert "no stack traces" in said.err
     trace.write_text("no trace\n")
     assert cli.main(["report", str(trace)]) == 2
     assert "line 1" in capsys.readouterr().err

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from emu import GuestMachine
 from emu.iface import ProbeStop
+from gdbstub.examples import MONITOR_EXAMPLES
+from gdbstub.monitor import Monitor, Services
 from probes import Manager
 from probes.tracefs import Tracefs
 from tests.support.kernels import COMMAND_BUDGET, run_shell, type_line
@@ -37,3 +41,16 @@ def test_a_stock_kernel_is_steered_by_triggers(linux: GuestMachine) -> None:
     assert manager.status()[0].hits == hits + 1
     linux.run(1_000_000)
     assert manager.status()[0].missed == 0
+
+
+@pytest.mark.parametrize("kernel", ["6.12"], indirect=True)
+def test_the_examples_of_help_echo_can_be_typed(linux: GuestMachine) -> None:
+    """Each as it stands there, in order, and what they ask for comes about."""
+    monitor = Monitor(Services(linux, tracefs=Tracefs(Manager(linux))))
+    lines = [line.strip() for line in MONITOR_EXAMPLES["echo"].splitlines() if line.startswith("    ")]
+    commands = [line for line in lines if line.startswith(("echo ", "cat "))]
+    assert len(commands) > 10
+    for command in commands:
+        assert not (answer := monitor.execute(command)).refused, f"{command}: {answer.lines}"
+    assert "Permission denied" in run_shell(linux, "cat /tmp/secret")
+    assert "file: /tmp/secret" in "".join(monitor.execute("cat events/kprobes/open/hist").lines)

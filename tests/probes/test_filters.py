@@ -197,7 +197,7 @@ def some() -> Iterator[Hit]:
         (
             "hist:keys=fl:vals=hitcount.percent,u8.graph",
             [
-                "{ fl:         40 } hitcount:          1  hitcount (%):  33.33  u8: #############       ",
+                "{ fl:         40 } hitcount:          1  hitcount (%):  33.33  u8: ############        ",
                 "{ fl:          3 } hitcount:          2  hitcount (%):  66.66  u8: ####################",
             ],
         ),

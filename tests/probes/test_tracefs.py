@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
 from emu.iface import ProbeStop, Verdict
@@ -161,10 +163,10 @@ def test_snapshots_and_histograms_count_hits_of_events_nobody_enabled(
         "{ n:          3 } hitcount:          2",
         "{ n:          4 } hitcount:          1",
     ]
-    echo(files, f"'hist:keys=n:sort=n:pause' > {OPEN}/trigger")
+    echo(files, f"'hist:keys=n:sort=n:pause' >> {OPEN}/trigger")
     machine.hit(TEXT)
     assert "Hits: 3" in files.read(f"{OPEN}/hist")
-    echo(files, f"'hist:keys=n:sort=n:clear' > {OPEN}/trigger")
+    echo(files, f"'hist:keys=n:sort=n:clear' >> {OPEN}/trigger")
     assert "Hits: 0" in files.read(f"{OPEN}/hist")
     echo(files, f"1 > {OPEN}/enable")
     echo(files, f"'snapshot:1' > {OPEN}/trigger")
@@ -184,6 +186,39 @@ def test_histograms_can_be_paused_by_another_event(machine: ProbedMachine, files
     machine.hit(TEXT)
     assert "Hits: 1" in files.read(f"{OPEN}/hist")
     assert files.read(f"{OPEN}/trigger").endswith("[paused]\n")
+
+
+def test_opening_the_trigger_file_anew_ends_its_histograms(files: Tracefs) -> None:
+    """As in Linux: > takes them away and leaves the other triggers, >> keeps both; also where the line is refused."""
+    echo(files, f"'hist:keys=n' > {OPEN}/trigger")
+    echo(files, f"traceoff >> {OPEN}/trigger")
+    assert len(files.read(f"{OPEN}/trigger").splitlines()) == 2
+    with pytest.raises(ProbeError):
+        echo(files, f"nonsense > {OPEN}/trigger")
+    assert files.read(f"{OPEN}/trigger") == "traceoff:unlimited\n"
+
+
+@pytest.mark.parametrize("trigger", ["traceoff", "enable_event:kprobes:close"])
+def test_a_second_trigger_is_refused_after_its_filter_was_read(files: Tracefs, trigger: str) -> None:
+    """A filter that is wrong is what the kernel tells of first; then that the trigger is there, and which."""
+    echo(files, f"'{trigger}:3' > {OPEN}/trigger")
+    with pytest.raises(ProbeError, match="Field not found"):
+        echo(files, f"'{trigger} if nosuch == 1' > {OPEN}/trigger")
+    with pytest.raises(ProbeError, match=f"already: {trigger}:count=3") as refused:
+        echo(files, f"'{trigger} if n == 1' > {OPEN}/trigger")
+    assert refused.value.errno == errno.EEXIST
+    echo(files, f"'!{trigger}' > {OPEN}/trigger")
+    assert files.read("events/kprobes/close/enable") == "0\n"
+
+
+def test_a_stack_is_a_key_under_its_old_name_too(files: Tracefs) -> None:
+    """One trigger, not two; it is shown by the name it has now, and is no value."""
+    echo(files, f"'hist:keys=stacktrace' > {OPEN}/trigger")
+    with pytest.raises(ProbeError, match="already exists"):
+        echo(files, f"'hist:keys=common_stacktrace' >> {OPEN}/trigger")
+    assert "keys=common_stacktrace:" in files.read(f"{OPEN}/trigger")
+    with pytest.raises(ProbeError, match="Invalid field modifier"):
+        echo(files, f"'hist:keys=n:vals=stacktrace' >> {OPEN}/trigger")
 
 
 # --------------------------------------------------------------------------------------------- actions no kernel has
@@ -259,6 +294,13 @@ def test_a_bad_trigger_is_refused_and_nothing_is_armed(machine: ProbedMachine, f
     assert (machine.text.armed, files.read(f"{OPEN}/enable")) == ({}, "0\n")
 
 
+@pytest.mark.parametrize(("name", "near"), [("-ENOSUCH", "ENOSPC"), ("-enoent", "ENOENT"), ("-EZZZ", "ENOENT")])
+def test_return_names_the_errors_it_knows(files: Tracefs, name: str, near: str) -> None:
+    """A name that is none is what the refusal says, with others that are."""
+    with pytest.raises(ProbeError, match=f"no error is called {name[1:]}.*{near}"):
+        echo(files, f"'return:{name}' > {OPEN}/trigger")
+
+
 def test_return_is_for_a_functions_entry(manager: Manager, files: Tracefs) -> None:
     """Elsewhere the return address is not on top of the stack."""
     echo(files, "'p:inside open+1' >> kprobe_events")
@@ -296,6 +338,23 @@ def test_there_is_no_other_file(files: Tracefs, path: str) -> None:
         files.write("kprobe_profile", "1", append=False)
 
 
+@pytest.mark.parametrize(
+    ("path", "number", "text"),
+    [
+        ("events", errno.EISDIR, "events is a directory"),
+        ("events/kprobes/open", errno.EISDIR, "is a directory"),
+        ("/sys/kernel/tracing", errno.EISDIR, "is a directory"),
+        ("uprobe_events/x", errno.ENOTDIR, "uprobe_events is a file, no directory"),
+        (f"{OPEN}/filter/x", errno.ENOTDIR, "filter is a file, no directory"),
+    ],
+)
+def test_what_cannot_be_written_says_why(files: Tracefs, path: str, number: int, text: str) -> None:
+    """A directory, or something below a file."""
+    with pytest.raises(ProbeError, match=text) as refused:
+        echo(files, f"1 > {path}")
+    assert refused.value.errno == number
+
+
 def test_the_kernels_own_paths_lead_to_the_same(files: Tracefs) -> None:
     """What a person has in the fingers."""
     assert files.read("/sys/kernel/debug/tracing/tracing_on") == files.read("/sys/kernel/tracing/tracing_on") == "1\n"
@@ -308,6 +367,9 @@ def test_the_kernels_own_paths_lead_to_the_same(files: Tracefs) -> None:
         ("'p:x y' > kprobe_events", ("p:x y", "kprobe_events", False)),
         ("p:x y>>kprobe_events", ("p:x y", "kprobe_events", True)),
         ("> trace", ("", "trace", False)),
+        ("-n 1 > tracing_on", ("1", "tracing_on", False)),
+        ("-n > trace", ("", "trace", False)),
+        ("-:open >> kprobe_events", ("-:open", "kprobe_events", True)),
         ("'a > b' >> 'f'", ("a > b", "f", True)),
         ("'comm == \"sh\"' > f", ('comm == "sh"', "f", False)),
     ],
