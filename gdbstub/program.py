@@ -382,7 +382,7 @@ class Program:
         now = self._beginning()
         if (now.instructions, now.ram_sha256) != (start.instructions, start.ram_sha256):
             return "the machine is another one than was recorded, before its first instruction"
-        replay = Replay(self.machine, events, waiting=self.options.wait)
+        replay = Replay(self.machine, events, waiting=self.options.wait, progress=say)
         self._recorder = Recorder(self.machine, replay.record)
         return replay.run(self._recorder, self._sessions()[0])
 

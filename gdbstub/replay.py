@@ -19,6 +19,8 @@ from gdbstub.recording import Event, Recorder
 from gdbstub.session import Session
 
 _OUTSIDE: Final = frozenset(("connect", "attach", "detach", "->", "interrupt", "input", "end"))
+TOLD_EVERY: Final = 500_000_000
+"""Instructions between two lines about how far a replay has come: about ten seconds."""
 _WALL_CLOCK: Final = (b"info stats",)  # monitor commands that tell of the host's time
 
 
@@ -39,12 +41,19 @@ class Difference:
 
 
 class Replay:
-    """Carries out `events` on `machine`, once. `waiting`: the guest stands still until the first debugger."""
+    """Carries out `events` on `machine`, once. `waiting`: the guest stands still until the first debugger.
 
-    def __init__(self, machine: Machine, events: Sequence[Event], *, waiting: bool) -> None:
+    `progress` is told now and then how far it has come.
+    """
+
+    def __init__(
+        self, machine: Machine, events: Sequence[Event], *, waiting: bool, progress: Callable[[str], None]
+    ) -> None:
         self._machine = machine
         self._events = events
         self._waiting = waiting
+        self._progress = progress
+        self._told_at = machine.instructions
         self._sessions: dict[int, Session] = {}
         self._resume: tuple[Session, Resume] | None = None
         self._now: list[Event] = []
@@ -58,7 +67,8 @@ class Replay:
 
     def run(self, recorder: Recorder, new_session: Callable[[Callable[[], None]], Session]) -> Difference | None:
         """All of it, or up to the first difference. `recorder` writes to `record`, and makes the sessions."""
-        for event in self._events:
+        for number, event in enumerate(self._events, 1):
+            self._tell_progress(number)
             if event.what not in _OUTSIDE:
                 if event.what == "<-" and self._resume is not None:
                     self._run_to(event.at + 1, 0)  # it stopped there by itself
@@ -68,6 +78,12 @@ class Replay:
             if (difference := self._compare()) is not None or self._ended:
                 return difference
         return self._compare(complete=True)
+
+    def _tell_progress(self, number: int) -> None:
+        now = self._machine.instructions
+        if now - self._told_at >= TOLD_EVERY:
+            self._told_at = now
+            self._progress(f"event {number:,} of {len(self._events):,}, instruction {now:,} of {self._events[-1].at:,}")
 
     def _carry_out(
         self, event: Event, recorder: Recorder, new_session: Callable[[Callable[[], None]], Session]

@@ -200,7 +200,9 @@ class Session(RunPackets, TargetPackets, BreakPackets, FilePackets, TracePackets
 
     @packet("qSupported", anytime=True)
     def _supported(self, rest: bytes) -> bytes:
-        self._client = frozenset(rest.decode("ascii", "replace").split(";"))
+        """A client says what it can when it connects; one that asks again without a list has forgotten nothing."""
+        if rest:
+            self._client = frozenset(rest.decode("ascii", "replace").split(";"))
         words = [f"PacketSize={self._packet_size:x}", *_TABLE.features(self, self._client)]
         if self.rival is not None and MONITOR_STATUS not in self._client:
             # gdb shows no error text of ours while it connects, but it does show words it does not know.

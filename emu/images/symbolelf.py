@@ -85,9 +85,10 @@ def symbol_elf(
     out += bytes(-len(out) % 8)
     table = len(out)
     out += headers
+    start = next((section.address for section in ordered if section.executable), 0)  # gdb misses one in no section
     ident = b"\x7fELF" + bytes([bits // 32, 1, 1])
     form.header.pack_into(
-        *(out, 0, ident, _ET_EXEC, form.machine, 1, 0, 0, table, 0, form.header.size, 0, 0),
+        *(out, 0, ident, _ET_EXEC, form.machine, 1, start & (1 << bits) - 1, 0, table, 0, form.header.size, 0, 0),
         *(form.section.size, len(rows), len(rows) - 1),
     )
     return bytes(out)

@@ -110,6 +110,12 @@ def test_local_symbols_come_first_as_the_abi_has_it(elf: bytes) -> None:
     assert "STB_LOCAL" not in bindings[first_global:]
 
 
+def test_the_entry_point_is_in_a_section(elf: bytes) -> None:
+    """`info files` has gdb miss one that is in none."""
+    file = ELFFile(io.BytesIO(elf))
+    assert file["e_entry"] == file.get_section_by_name(".text")["sh_addr"] != 0
+
+
 def test_the_build_id_is_a_gnu_note(elf: bytes) -> None:
     (note,) = ELFFile(io.BytesIO(elf)).get_section_by_name(".note.gnu.build-id").iter_notes()
     assert (note["n_name"], note["n_type"], note["n_desc"]) == ("GNU", "NT_GNU_BUILD_ID", bytes(range(20)).hex())

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gdbstub import replay
 from gdbstub.automation import gdb_session
 from gdbstub.cli import main
 from tests.gdb.conftest import LINUX
@@ -49,7 +50,7 @@ def recorded_embedded(record: Path, gdb: str, image: str) -> None:
 
 @pytest.mark.parametrize("image", ["embedded", "embedded32"])
 def test_a_session_over_the_embedded_guest_is_replayed(
-    new_gdb: str, image: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    new_gdb: str, image: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     """Everything as recorded, to the hash of RAM; and a change anywhere in the record is found at its place."""
     record = tmp_path / "session.jsonl"
@@ -67,8 +68,11 @@ def test_a_session_over_the_embedded_guest_is_replayed(
         assert status == 1
         assert f"event {place} differs" in said
         assert "recorded: at instruction" in said
+    monkeypatch.setattr(replay, "TOLD_EVERY", 1)
     record.write_text("".join(lines[:-20]) + lines[-20][:9])
-    assert replayed(record, capfd)[0] == 0, "a record that was cut short is replayed as far as it goes"
+    status, said = replayed(record, capfd)
+    assert status == 0, "a record that was cut short is replayed as far as it goes"
+    assert f"event {len(lines) - 21} of {len(lines) - 21}, instruction " in said, "and says how far it has come"
 
 
 def test_a_session_over_linux_is_replayed(new_gdb: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]):

@@ -106,6 +106,16 @@ def test_negotiated_features_need_the_client(session: Session):
     assert b"swbreak" not in session.stopped(Breakpoint(CODE))[-1]
 
 
+def test_a_client_that_asks_again_without_a_list_is_remembered(session: Session):
+    """As by gdb's `maint packet qSupported`: its thread ids and stop reasons stay what they were; a list replaces."""
+    announced = ask(session, GDB_13)
+    assert ask(session, b"qSupported") == announced
+    assert ask(session, b"qC") == b"QCp1.1"
+    assert b"swbreak" in session.stopped(Breakpoint(CODE))[-1]
+    ask(session, b"qSupported:error-message+")
+    assert ask(session, b"qC") == b"QC1"
+
+
 def test_no_exec_file_without_files():
     """A capability that is absent is neither announced nor answered."""
     bare = Session(FakeMachine(X86_64), X86_64)
