@@ -31,7 +31,7 @@ from emu.traps import GuestFault, Traps
 _GPR64 = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{i}" for i in range(8, 16)))
 _GPR32 = ("eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi")
 _X87 = {"fctrl": "FPCW", "fstat": "FPSW", "fiseg": "FCS", "fioff": "FIP", "foseg": "FDS", "fooff": "FDP", "fop": "FOP"}
-_SINGLE = {**_X87, "ftag": "FPTAG", "mxcsr": "MXCSR", **{f"xmm{index}": f"XMM{index}" for index in range(16)}}
+_WHOLE = {"ftag": "FPTAG", "mxcsr": "MXCSR", **{f"xmm{index}": f"XMM{index}" for index in range(16)}}
 _STACK = tuple(f"FP{index}" for index in range(8))
 _CONTROL = {"cr0": 0, "cr2": 2, "cr3": 3, "cr4": 4}
 _BASES = {f"{name}_base": index for index, name in enumerate(SEGMENT_NAMES)}
@@ -66,7 +66,7 @@ class GuestRegisters:
         self._engine = engine
         self._traps = traps
         self._readers = self._make_readers()
-        self._extended = engine.reader((*_SINGLE.values(), *_STACK))
+        self._extended = engine.reader((*_X87.values(), *_WHOLE.values(), *_STACK))
         self._index64 = {name: i for i, name in enumerate(_GPR64)}
         self._index32 = {name: i for i, name in enumerate(_GPR32)}
 
@@ -207,7 +207,9 @@ class GuestRegisters:
         values = self._extended()
         top = values["FPSW"] >> 11
         stack = {f"st{index}": values[f"FP{top + index & 7}"] for index in range(8)}
-        return stack | {name: values[theirs] for name, theirs in _SINGLE.items()}
+        whole = {name: values[theirs] for name, theirs in _WHOLE.items()}
+        # The engine keeps 64 bits of where the last instruction was.
+        return stack | whole | {name: values[theirs] & _U32 for name, theirs in _X87.items()}
 
     def _write_extended(self, name: str, value: int) -> None:
         engine = self._engine
