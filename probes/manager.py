@@ -457,12 +457,10 @@ class Manager:
         """Definitions as kprobe_events ("kprobe") or uprobe_events ("uprobe") list them."""
         return [spec.listing() for event in self._of_kind(kind) for spec, _ in event.parts]
 
-    def profile(self, kind: str) -> Sequence[tuple[str, str, int, int]]:
-        """(place, event, hits, missed) of every probe, as kprobe_profile and uprobe_profile count."""
+    def profile(self, kind: str) -> Sequence[tuple[Spec, int, int]]:
+        """(what it is, hits, missed) of every probe, as kprobe_profile and uprobe_profile count."""
         return [
-            (str(spec.place), spec.event, hits_of(probe), missed_of(probe))
-            for event in self._of_kind(kind)
-            for spec, probe in event.parts
+            (spec, hits_of(probe), missed_of(probe)) for event in self._of_kind(kind) for spec, probe in event.parts
         ]
 
     def unfinished(self) -> Sequence[Unfinished]:

@@ -29,6 +29,7 @@ from probes.spec import KernelScope, Spec, parse
 from probes.trace import Record, Stored, TraceRing
 from probes.unwind import Unwinder
 
+_NO_SHARED_FIELD: Final = "Couldn't find or set field in one of a subsystem's events"
 MAX_LOG: Final = 8  # TRACING_LOG_ERRS_MAX
 _LINES_HEAD: Final = struct.Struct("<HBBiQ")  # common fields, and where a dump starts
 
@@ -227,8 +228,11 @@ class TraceEvent:
 
     # ------------------------------------------------------------------------------------------------------- filter
 
-    def set_filter(self, text: str) -> None:
-        """What `echo TEXT > filter` does; "0" takes it away. On FilterError the file says so, and there is none."""
+    def set_filter(self, text: str, *, shared: bool = False) -> None:
+        """What `echo TEXT > filter` does; "0" takes it away. On FilterError the file says so, and there is none.
+
+        `shared`: it is the group's, and what is wrong with it is said in general.
+        """
         text = text.strip()
         self._accepts, self.filter_text = None, None
         if text == "0":
@@ -236,8 +240,9 @@ class TraceEvent:
         try:
             self._accepts, self.filter_text = self.filter(text), text
         except FilterError as error:
-            self.filter_text = error.text.removesuffix("\n") + "\n"
-            raise
+            said = FilterError(error.errno, text, _NO_SHARED_FIELD) if shared else error
+            self.filter_text = said.text.removesuffix("\n") + "\n"
+            raise said from error
 
     def filter(self, text: str, /) -> Predicate:
         return compile_filter(text, self.variables, self.guest)

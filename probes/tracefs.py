@@ -15,6 +15,7 @@ from probes.filters import FilterError
 from probes.filters import number as parse_number
 from probes.hist import HistError
 from probes.manager import Manager
+from probes.spec import UprobeSpec
 from probes.trace import MAX_SIZE, MIN_SIZE
 from probes.traceevents import TraceEvent
 
@@ -24,7 +25,19 @@ _GROUP_FILTER = """### global filter ###
 # Only events with the given fields will be affected.
 # If no events are modified, an error message will be displayed here
 """
-_NO_SNAPSHOT = "# tracer: nop\n#\n#\n# * Snapshot is freed *\n#\n"
+_NO_SNAPSHOT = """# tracer: nop
+#
+#
+# * Snapshot is freed *
+#
+# Snapshot commands:
+# echo 0 > snapshot : Clears and frees snapshot buffer
+# echo 1 > snapshot : Allocates snapshot buffer, if not already allocated.
+#                      Takes a snapshot of the main buffer.
+# echo 2 > snapshot : Clears snapshot buffer (but does not allocate or free)
+#                      (Doesn't have to be '2' works with any number that
+#                       is not a '0' or '1')
+"""
 _KIB = 1024
 
 
@@ -167,10 +180,11 @@ class Tracefs:
 
     def _kprobe_profile(self) -> str:
         rows = self._manager.profile("kprobe")
-        return _text(f"  {name:<44} {hits:>15} {missed:>15}" for _, name, hits, missed in rows)
+        return _text(f"  {spec.event:<44} {hits:>15} {missed:>15}" for spec, hits, missed in rows)
 
     def _uprobe_profile(self) -> str:
-        return _text(f"  {path} {name:<44} {hits:>15}" for path, name, hits, _ in self._manager.profile("uprobe"))
+        rows = [(spec, hits) for spec, hits, _ in self._manager.profile("uprobe") if isinstance(spec, UprobeSpec)]
+        return _text(f"  {spec.place.path} {spec.event:<44} {hits:>15}" for spec, hits in rows)
 
     # ------------------------------------------------------------------------------------------------------- the trace
 
@@ -236,16 +250,13 @@ class Tracefs:
         return _File(lambda: f"{event.filter_text or 'none'}\n", write)
 
     def _filter_group(self, group: Iterable[TraceEvent], text: str) -> None:
-        """Set where it fits; ProbeError where it fits nowhere."""
-        fits = False
+        """Set where it fits; the others then have none, and say so in their files. As in Linux that is no error."""
         for event in group:
             try:
-                event.set_filter(text)
-                fits = True
-            except FilterError:
-                event.set_filter("0")
-        if not fits:
-            raise ProbeError(errno.EINVAL, "Couldn't find or set field in one of a subsystem's events")
+                event.set_filter(text, shared=True)
+            except FilterError as error:
+                self._events.log_error("event filter parse error", error)
+                self._notes.append(f"note: {event.name} has no filter now: {error.reason}")
 
     def trigger_file(self, event: TraceEvent) -> _File:
         def write(text: str, append: bool) -> None:

@@ -97,11 +97,13 @@ def test_a_filter_decides_what_is_recorded(machine: ProbedMachine, manager: Mana
 
 
 def test_a_groups_filter_goes_where_it_fits(files: Tracefs) -> None:
-    """Only `open` has that field; one that fits nobody is refused."""
-    echo(files, "'n == 7' > events/kprobes/filter")
-    assert (files.read(f"{OPEN}/filter"), files.read("events/kprobes/close/filter")) == ("n == 7\n", "none\n")
-    with pytest.raises(ProbeError, match="Couldn't find or set field"):
-        echo(files, "'x == 7' > events/kprobes/filter")
+    """Only `open` has that field; the file of one that has not says so, as the kernel's does, and a note tells."""
+    notes = files.write("events/kprobes/filter", "n == 7", append=False)
+    wrong = "n == 7\n^\nparse_error: Couldn't find or set field in one of a subsystem's events\n\n"
+    assert (files.read(f"{OPEN}/filter"), files.read("events/kprobes/close/filter")) == ("n == 7\n", wrong)
+    assert [note.split(":")[1] for note in notes] == [" kprobes/close has no filter now"]
+    assert files.write("events/kprobes/filter", "0", append=False) == []
+    assert files.read("events/kprobes/close/filter") == "none\n"
 
 
 def test_traceoff_ends_the_trace_before_the_record_it_is_for(
