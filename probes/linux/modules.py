@@ -16,6 +16,7 @@ from drgn.helpers.linux.module import for_each_module, module_address_regions
 from emu.symbols import Symbol
 
 _MAX_SYMBOLS: Final = 1 << 17  # of one module; the largest there are have a tenth
+_MAX_STRINGS: Final = 16 << 20  # bytes of their names
 _SYMBOL: Final = {8: struct.Struct("<IBBHQQ"), 4: struct.Struct("<IIIBBH")}  # elf64_sym, elf32_sym
 _UNDEFINED: Final = 0
 _LIVE, _UNFORMED = 0, 3  # enum module_state, include/linux/module.h
@@ -73,16 +74,23 @@ def module_symbols(module: Object) -> list[Symbol]:
     program = module.prog_
     rows = program.read(table.symtab.value_(), count * layout.size)
     kinds = program.read(table.typetab.value_(), count)
-    strings = table.strtab.value_()
+    fields = [_fields(row, word) for row in layout.iter_unpack(rows)]
+    strings = _strings(program, table.strtab.value_(), max(name_at for name_at, *_ in fields))
     found = []
-    for index, (row, kind) in enumerate(zip(layout.iter_unpack(rows), kinds, strict=True)):
-        name_at, value, size, section = _fields(row, word)
+    for index, ((name_at, value, size, section), kind) in enumerate(zip(fields, kinds, strict=True)):
         if index == 0 or section == _UNDEFINED or not name_at:
             continue
-        name = _text(Object(program, "char *", strings + name_at).string_())
+        name = _text(strings[name_at : strings.index(b"\0", name_at)])
         if name:
             found.append(Symbol(name, value, size, chr(kind)))
     return found
+
+
+def _strings(program: Program, address: int, last: int) -> bytes:
+    """A string table as far as its string at offset `last` goes, in one piece: each read costs a walk of the tables."""
+    if last > _MAX_STRINGS:
+        raise ValueError(f"a name lies {last:#x} bytes into the strings")
+    return program.read(address, last) + Object(program, "char *", address + last).string_() + b"\0"
 
 
 def _fields(row: tuple[int, ...], word: int) -> tuple[int, int, int, int]:
