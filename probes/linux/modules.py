@@ -90,7 +90,7 @@ def _strings(program: Program, address: int, last: int) -> bytes:
     """A string table as far as its string at offset `last` goes, in one piece: each read costs a walk of the tables."""
     if last > _MAX_STRINGS:
         raise ValueError(f"a name lies {last:#x} bytes into the strings")
-    return program.read(address, last) + Object(program, "char *", address + last).string_() + b"\0"
+    return b"".join((program.read(address, last), Object(program, "char *", address + last).string_(), b"\0"))
 
 
 def _fields(row: tuple[int, ...], word: int) -> tuple[int, int, int, int]:

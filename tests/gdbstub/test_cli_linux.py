@@ -14,9 +14,11 @@ from gdbstub.cli import main
 from tests.support.images import fetch_real_kernel
 from tests.support.kernels import KERNELS, another
 from tests.support.process import gdbstub
+from tests.support.programs import LIBC, LIBC32, build, libraries
 
 pytestmark = pytest.mark.boots
 
+HITS_OF_DYNAMIC = {"text": 2, "work": 42, "took": 2, "main": 1, "sh": 0}
 OPEN = "p:open do_sys_openat2 file=+0($arg2):string"
 
 
@@ -73,18 +75,39 @@ def test_power_off_by_the_guest_is_status_0(snapshots: Path, capfd: pytest.Captu
     assert capfd.readouterr().err.splitlines()[-1] == "gdbstub: the guest powered off"
 
 
-def test_added_files_are_in_the_guest(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
-    """--add and --exec on a kernel that starts: one boot, a file and a folder, the command's status."""
+@BOTH
+def test_added_programs_run_under_probes_set_before_they_start(
+    name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    """--add and --exec on a kernel that starts: a folder with a program and its libraries, a file, the status."""
+    bits = 64 if name == "amd64" else 32
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "a file").write_text("from the host\n")
+    program = build("dynamic.c", "-pthread", f"-m{bits}")
+    for path, data in {"/bin/dynamic": program, **libraries(program)}.items():
+        place = tmp_path / "folder" / path[1:]
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(data)
+        place.chmod(0o755)
     (tmp_path / "script").write_text("#!/bin/sh\necho script: $1\nexit 9\n")
     (tmp_path / "script").chmod(0o755)
-    added = ("--add", f"{tmp_path}/folder:/data", "--add", f"{tmp_path}/script")
-    status = run("amd64", *added, "--exec", "cat '/data/a file'; /script ran")
+    libc, text = (LIBC, "+0(%di)") if bits == 64 else (LIBC32, "+0(+4(%sp))")
+    probes = (f"p:text {libc}:puts text={text}:string", "r:work /bin/dynamic:work $retval", f"p:took {libc}:malloc")
+    probes = (*probes, f"p:main {libc}:__libc_start_main", "p:sh /bin/busybox:0x40")
+    given = [word for probe in probes for word in ("--probe", probe)]
+    given += ["--summary", str(tmp_path / "s.json"), "--trace", str(tmp_path / "t.jsonl")]
+    given += [word for top in (tmp_path / "folder").iterdir() for word in ("--add", f"{top}:/{top.name}")]
+    given += ["--add", f"{tmp_path}/script"]
+    status = run(name, *given, "--exec", "cat '/a file'; /script ran; dynamic; exit 9")
     captured = capfd.readouterr()
     assert "from the host" in captured.out
     assert "script: ran" in captured.out
     assert status == 9
+    counts = {probe["name"]: probe["hits"] for probe in json.loads((tmp_path / "s.json").read_text())["probes"]}
+    assert {name.partition("/")[2]: hits for name, hits in counts.items()} == HITS_OF_DYNAMIC
+    rows = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()]
+    said = [row["args"]["text"] for row in rows if "text" in row["args"]]
+    assert said == ["hello from a dynamic program", "child"]
 
 
 @pytest.mark.parametrize(("name", "early", "hit"), [("amd64", "--early", 1), ("i386", "--early", 1), ("amd64", "", 0)])
