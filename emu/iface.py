@@ -657,6 +657,13 @@ class Machine(Protocol):
 
     def remove_breakpoint(self, vaddr: int, hardware: bool = False) -> None: ...
 
+    def watch(self, vaddr: int, call: Callable[[], Stop | None]) -> Callable[[], None]:
+        """Have `call` asked each time the guest is about to execute `vaddr`; a Stop that it returns ends the run.
+
+        MemoryFault where nothing is mapped there now. -> a call that ends the watch.
+        """
+        ...
+
     def insert_watchpoint(self, kind: WatchKind, vaddr: int, size: int) -> None:
         """Idempotent; any number, any length up to 256 MiB. What is not mapped yet waits until it is.
 

@@ -21,11 +21,13 @@ class Send:
 class Resume:
     """Let the guest run through `Session.advance`; the reply is what `Session.stopped` says of the stop.
 
-    `step` is one instruction, or with `stop_range` (first, end) as many as stay inside it.
+    `step` is one instruction, or with `stop_range` (first, end) as many as stay inside it; of `task`, where it is a
+    task of the guest's that does not run: the guest runs until it does.
     """
 
     step: bool = False
     stop_range: tuple[int, int] | None = None
+    task: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ class RunOptions:
 
     listen: Address | None = None
     observe: Address | None = None
+    threads: Literal["cpus", "tasks"] = "cpus"
     wait: bool = False
     probes: tuple[str, ...] = ()
     probe_files: tuple[Path, ...] = ()

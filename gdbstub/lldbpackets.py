@@ -12,7 +12,8 @@ from typing import Final
 from emu.arch import Arch
 from emu.iface import Machine
 from gdbstub.packets import number, packet
-from gdbstub.runpackets import CPU_NAME, PROCESS, THREAD
+from gdbstub.runpackets import PROCESS
+from gdbstub.threads import CPU, CPU_NAME
 
 _TRIPLES: Final = {8: "x86_64-unknown-none", 4: "i386-unknown-none"}
 _GENERIC: Final = {
@@ -99,4 +100,4 @@ class LldbPackets:
 
     @packet("jThreadsInfo")
     def _threads_info(self, _rest: bytes) -> bytes:
-        return json.dumps([{"tid": THREAD, "name": CPU_NAME}]).encode()
+        return json.dumps([{"tid": CPU, "name": CPU_NAME}]).encode()

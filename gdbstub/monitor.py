@@ -2,8 +2,7 @@
 
 Rules: synchronous, called in the machine's thread between slices; no protocol, no I/O of its own. A verb is declared
 once, with its grammar, by `@command`; parsing, `help` and the "usage" of a refusal are derived from that grammar. What
-a command works on is a narrow service (`Probes`, `Trace`, `Inspector`, `Snapshots`); where it is None the command says
-so.
+a command works on is a narrow service (`monitorservices`); where it is None the command says so.
 
 A grammar is words separated by spaces: `word` or `one|another` literally, `NAME` one word of the user's, `[NAME]` the
 same but optional, `[OPTIONS]` the options the declaration lists, `DEF`, `FILE` and `PATH` the raw rest of the line: a
@@ -16,143 +15,16 @@ import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Protocol, TypeAlias, TypeVar
+from typing import TypeVar
 
-from emu.iface import Machine, MachineError
+from emu.iface import MachineError
 from gdbstub.dumps import dump
 from gdbstub.examples import MONITOR_EXAMPLES
-from probes.btf import Btf
+from gdbstub.monitorservices import TOPICS, Probes, Scripts, Services, Snapshots, System, Trace, Tracefs
+from gdbstub.threads import ThreadChoice
 from probes.discovery import find_symbols
 from probes.errors import ProbeError
 from probes.tracefs import redirection
-
-# ------------------------------------------------------------------------------------------------------------- services
-
-OptionValues: TypeAlias = Mapping[str, "str | bool"]
-
-
-class Probes(Protocol):
-    """The probe engine as a person uses it. Every method answers with lines to show and may raise ProbeError."""
-
-    def add(self, kind: str, definition: str, options: OptionValues, /) -> Sequence[str]:
-        """Register a probe of `kind` ("kprobe" ...); `options` are the names without dashes, True for a bare one."""
-        ...
-
-    def list(self) -> Sequence[str]: ...
-
-    def info(self, name: str, /) -> Sequence[str]: ...
-
-    def enable(self, pattern: str, /) -> Sequence[str]:
-        """`pattern` is a name, a glob or "all", here and below."""
-        ...
-
-    def disable(self, pattern: str, /) -> Sequence[str]: ...
-
-    def delete(self, pattern: str, /) -> Sequence[str]: ...
-
-    def kernel_list(self) -> Sequence[str]: ...
-
-    def reset(self) -> Sequence[str]: ...
-
-
-class Trace(Protocol):
-    """The ring of records that probe hits are written to."""
-
-    def lines(self, count: int | None, /) -> Sequence[str]:
-        """The last `count` records (None: all), rendered as ftrace does, with its header."""
-        ...
-
-    def clear(self) -> None: ...
-
-    def enable(self, on: bool, /) -> None:
-        """Recording on or off; hits are counted either way."""
-        ...
-
-    def save(self, path: str, /) -> Sequence[str]:
-        """Write all records to a host file; MachineError or ProbeError where that is refused or fails."""
-        ...
-
-    def stream(self, sink: Callable[[str], None] | None, /) -> None:
-        """From now on give each record's line to `sink`, in the machine's thread; None ends it."""
-        ...
-
-
-class Inspector(Protocol):
-    """What the machine can tell about itself."""
-
-    def lines(self, topic: str, /) -> Sequence[str]:
-        """`topic` is one of TOPICS; MachineError where this machine has no such part."""
-        ...
-
-
-class Snapshots(Protocol):
-    """Named states of the machine. Every method answers with lines to show and may raise MachineError."""
-
-    def save(self, name: str, /) -> Sequence[str]: ...
-
-    def restore(self, name: str, /) -> Sequence[str]: ...
-
-    def list(self) -> Sequence[str]: ...
-
-
-class Scripts(Protocol):
-    """Files of the host's that may be used. The methods answer with lines and may raise MachineError or ProbeError."""
-
-    def run(self, name: str, /) -> Sequence[str]:
-        """Execute a Python file; the lines are what it printed."""
-        ...
-
-    def load_object(self, name: str, /) -> Sequence[str]:
-        """Put a relocatable object's code where the guest can be sent to it."""
-        ...
-
-
-class System(Protocol):
-    """The guest's operating system, in lines. ProbeError says what is not available, and why."""
-
-    def processes(self) -> Sequence[str]: ...
-
-    def maps(self, pid: int, /) -> Sequence[str]: ...
-
-    def files(self, pid: int, /) -> Sequence[str]: ...
-
-    def modules(self) -> Sequence[str]: ...
-
-    def log(self) -> Sequence[str]: ...
-
-    def page_cache(self, path: str, /) -> Sequence[str]: ...
-
-
-class Tracefs(Protocol):
-    """The tree of /sys/kernel/tracing. Every method may raise ProbeError."""
-
-    def read(self, path: str, /) -> str: ...
-
-    def write(self, path: str, text: str, /, *, append: bool) -> Sequence[str]: ...
-
-    def list(self, path: str = "", /) -> Sequence[str]: ...
-
-
-TOPICS: Final = ("registers", "mem", "tlb", "pic", "timers", "stats")
-
-
-@dataclass(frozen=True, slots=True)
-class Services:
-    """What the commands work on. `disassemble(paddr, count)` gives one line an instruction, `types` the kernel's own
-    types; `quit` ends the program."""
-
-    machine: Machine
-    probes: Probes | None = None
-    trace: Trace | None = None
-    tracefs: Tracefs | None = None
-    inspector: Inspector | None = None
-    snapshots: Snapshots | None = None
-    disassemble: Callable[[int, int], Sequence[str]] | None = None
-    scripts: Scripts | None = None
-    system: System | None = None
-    types: Callable[[], Btf | None] | None = None
-    quit: Callable[[], None] | None = None
-
 
 # ------------------------------------------------------------------------------------------------------------- grammar
 
@@ -492,6 +364,10 @@ class Monitor:
     @command("page-cache PATH", "a file's pages in the guest's memory: offsets and physical addresses", looks=True)
     def page_cache(self, arguments: Arguments) -> Sequence[str]:
         return self._system().page_cache(arguments.words["PATH"])
+
+    @command("threads cpus|tasks", "what a debugger's threads are, from its next stop on")
+    def threads(self, arguments: Arguments) -> Sequence[str]:
+        return (self._services.threads or ThreadChoice()).choose(arguments.choice)
 
     @command("echo TEXT", "'TEXT' > FILE or >> FILE: write to a file of tracefs, e.g. kprobe_events")
     def echo(self, arguments: Arguments) -> Sequence[str]:

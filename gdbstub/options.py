@@ -210,6 +210,12 @@ def _add_debugger(sub: _Parser) -> None:
         help="let debuggers read files of this folder (gdb: `remote get`, target:), and never beyond it",
     )
     stub.add_argument(
+        "--threads",
+        choices=("cpus", "tasks"),
+        default="cpus",
+        help="what a debugger's threads are: processors (default), or the tasks of a Linux guest",
+    )
+    stub.add_argument(
         "--observe",
         metavar="ADDRESS",
         type=endpoint,
@@ -404,6 +410,7 @@ def _run_options(given: argparse.Namespace, fresh: dict[str, object]) -> RunOpti
     return RunOptions(
         listen=listen,
         observe=given.observe,
+        threads=given.threads,
         wait=given.wait,
         probes=tuple(given.probe),
         probe_files=tuple(given.probe_file),

@@ -41,10 +41,12 @@ from gdbstub.server import NewObserver, NewSession, Server
 from gdbstub.services import services
 from gdbstub.session import Session
 from gdbstub.terminal import say, show_status
+from gdbstub.threads import ThreadChoice
 from gdbstub.tracefiles import TraceFolder
 from gdbstub.tracepoints import Tracing
 from probes.errors import ProbeError
 from probes.export import Export, open_export
+from probes.linux.threads import TaskThreads
 from probes.manager import Manager
 from probes.spec import is_uprobe
 
@@ -66,6 +68,7 @@ class Program:
         self.options = options
         copies = None if options.sysroot is None else partial(open_copy, _host_folder(options.sysroot))
         self.probes = Manager(machine, arm=options.arm, linux_limits=options.linux_limits, copies=copies)
+        self._threads = ThreadChoice(TaskThreads(machine, lambda: self.probes.linux))
         self._ended = trio.Event()
         self._stop: iface.Stop | None = None  # what ended the run; None: the user
         self._outputs: list[Output] = []
@@ -94,6 +97,10 @@ class Program:
         self._prepare_outputs()
         self._prepare_objects()
         self._prepare_probes()
+        try:
+            self._threads.choose(options.threads)
+        except (iface.MachineError, ProbeError) as error:
+            raise UsageError(f"--threads {options.threads}: {error}") from error
         if options.serve_dir is not None:
             self._served = _host_folder(options.serve_dir)
 
@@ -356,7 +363,7 @@ class Program:
         """What makes the session of a debugger, noted by the recorder where there is one, and that of an observer."""
         machine = self.machine
         quit_soon = partial(self._token.run_sync_soon, self.end)
-        found = services(machine, self.probes, quit=quit_soon, folder=self._trace_folder())
+        found = services(machine, self.probes, quit=quit_soon, folder=self._trace_folder(), threads=self._threads)
         monitor = Monitor(replace(found, scripts=self._scripts))
         files = self._files()
         arch = machine.registers.arch
@@ -370,7 +377,16 @@ class Program:
                 raise iface.MachineError(str(error)) from error
 
         def new_session(wake: Callable[[], None]) -> Session:
-            return make(machine, arch, files=files, monitor=monitor, tracing=tracing, restart=restart, wake=wake)
+            return make(
+                machine,
+                arch,
+                files=files,
+                monitor=monitor,
+                tracing=tracing,
+                restart=restart,
+                threads=self._threads,
+                wake=wake,
+            )
 
         def new_observer(wake: Callable[[], None]) -> ObserverSession:
             return ObserverSession(machine, arch, files=files, monitor=monitor, wake=wake)

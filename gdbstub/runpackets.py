@@ -1,6 +1,7 @@
 """The packets about processes, threads and running, as a part of `Session`.
 
-Rules: as in `session`. The wire's view of a machine: one process, 1, whose threads are the CPUs, numbered from 1.
+Rules: as in `session`. The wire's view of a machine: one process, 1, whose threads are the CPUs, numbered from 1, or
+the guest's tasks by their own numbers (`threads`). Which of the two, a client is told by its next stop.
 
 In all-stop mode a resume is answered by its stop. In non-stop mode it is answered at once, the guest runs while other
 packets are answered, and a stop is a notification: the next one is not sent before the client has acknowledged the last
@@ -14,6 +15,7 @@ import re
 from binascii import hexlify
 from collections import deque
 from collections.abc import Callable
+from html import escape
 from typing import Final
 
 from emu.arch import Arch
@@ -21,10 +23,10 @@ from emu.iface import Interrupted, Machine, Stop
 from gdbstub import stops
 from gdbstub.actions import Action, Detach, Interrupt, Kill, Resume, Send
 from gdbstub.packets import PacketError, number, packet, pair
+from gdbstub.threads import CPU, CPU_NAME, Tasks, ThreadChoice
 
 PROCESS: Final = 1
-THREAD: Final = 1
-CPU_NAME: Final = "CPU 0"
+_MAX_LISTED: Final = 256  # threads in one packet
 
 _CONTINUE: Final = Resume()
 _STEP: Final = Resume(step=True)
@@ -50,8 +52,13 @@ class RunPackets:
     _part: Callable[[bytes, bytes], bytes]
     _take_out: Callable[[], None]
     _leave_frame: Callable[[], None]
+    _thread_suffix: bool
 
-    def __init__(self, restart: Callable[[], None] | None) -> None:
+    def __init__(self, restart: Callable[[], None] | None, threads: ThreadChoice) -> None:
+        self._thread_choice = threads
+        self._tasks: Tasks | None = None  # this client's threads; None: the processor is the only one
+        self._selected: int | None = None  # a task that does not run, whose registers and memory are asked for
+        self._listing: list[int] = []  # what `qsThreadInfo` goes on with
         self.restart = restart
         self.extended = False
         self.nonstop = False
@@ -78,6 +85,14 @@ class RunPackets:
         if self.running and name in _OF_A_STOPPED_THREAD:
             raise PacketError("the thread is running")
 
+    def _look_anew(self) -> None:
+        """The client learns next who runs: its threads are from now on what was chosen last.
+
+        In non-stop mode, and for lldb, the processor stays the only one.
+        """
+        self._tasks = None if self.nonstop or self._thread_suffix else self._thread_choice.shown
+        self._selected = None
+
     def took_up_restart(self) -> bool:
         """Whether the machine has begun again since this was asked last."""
         restarted, self._restarted = self._restarted, False
@@ -96,10 +111,15 @@ class RunPackets:
         return b"OK"
 
     @packet("Hg", feature="multiprocess+", negotiated=True)  # ids are then written pPROCESS.THREAD
+    def _select(self, rest: bytes) -> bytes:
+        thread = self._find_thread(rest)
+        self._selected = None if thread == self._running_thread else thread
+        return b"OK"
+
     @packet("Hc")
     @packet("T")
-    def _thread(self, rest: bytes) -> bytes:
-        _check_thread(rest)
+    def _check_thread(self, rest: bytes) -> bytes:
+        self._find_thread(rest)
         return b"OK"
 
     @packet("qC")
@@ -108,21 +128,32 @@ class RunPackets:
 
     @packet("qfThreadInfo")
     def _first_threads(self, _rest: bytes) -> bytes:
-        return b"l" if self._gone else b"m" + self._thread_id
+        tasks = self._tasks
+        self._listing = [] if self._gone else [CPU] if tasks is None else [task.id for task in tasks.all()]
+        return self._more_threads(b"")
 
     @packet("qsThreadInfo")
     def _more_threads(self, _rest: bytes) -> bytes:
-        return b"l"
+        now, self._listing = self._listing[:_MAX_LISTED], self._listing[_MAX_LISTED:]
+        return b"m" + b",".join(self._written(thread) for thread in now) if now else b"l"
 
     @packet("qThreadExtraInfo")
     def _thread_name(self, rest: bytes) -> bytes:
-        _check_thread(rest)
-        return CPU_NAME.encode().hex().encode()
+        thread = self._find_thread(rest)
+        task = self._tasks.find(thread) if self._tasks is not None and thread is not None else None
+        return (f"{task.name}: {task.state}" if task is not None else CPU_NAME).encode().hex().encode()
 
     @packet("qXfer:threads:read", feature="qXfer:threads:read+")
     def _threads(self, rest: bytes) -> bytes:
-        thread = f'<thread id="{self._thread_id.decode()}" core="0" name="{CPU_NAME}"/>'
-        document = f'<?xml version="1.0"?>\n<threads>{"" if self._gone else thread}</threads>\n'
+        if self._tasks is None:
+            rows = [f'<thread id="{self._thread_id.decode()}" core="0" name="{CPU_NAME}"/>']
+        else:
+            rows = [
+                f'<thread id="{self._written(task.id).decode()}" core="0" name="{_xml(task.name)}">'
+                f"{_xml(task.state)}</thread>"
+                for task in self._tasks.all()
+            ]
+        document = f'<?xml version="1.0"?>\n<threads>{"" if self._gone else "".join(rows)}</threads>\n'
         return self._part(document.encode(), rest.removeprefix(b":"))
 
     @packet("QThreadEvents", feature="QThreadEvents+")
@@ -195,6 +226,7 @@ class RunPackets:
 
     @packet("?")
     def _why(self, _rest: bytes) -> bytes:
+        self._look_anew()
         if not self.nonstop:
             return b"W00" if self._gone else self._stop_reply(self._last_stop)
         self._untold.clear()
@@ -215,6 +247,8 @@ class RunPackets:
             raise PacketError("0 or 1 is expected")
         if self.running:
             raise PacketError("the mode cannot change while the guest runs")
+        if rest == b"1" and self._thread_choice.shown is not None:
+            raise PacketError("tasks are not stopped one by one: `monitor threads cpus` for non-stop mode")
         self.nonstop = rest == b"1"
         self._untold.clear()
         return b"OK"
@@ -247,18 +281,21 @@ class RunPackets:
 
     @packet("vCont")
     def _resume(self, rest: bytes) -> Action:
-        """The first action that names our thread counts. Signals have no meaning to a processor and are dropped."""
+        """The first action that names a thread of ours counts: gdb puts a step before what all others do.
+
+        Signals have no meaning to a processor and are dropped.
+        """
         for item in rest.split(b";"):
-            action, _, thread = item.partition(b":")
-            if thread:
-                _check_thread(thread)
+            action, _, text = item.partition(b":")
+            thread = self._find_thread(text) if text else None
+            sleeping = None if thread == self._running_thread else thread
             match action[:1]:
                 case b"c" | b"C":
                     return self._go(_CONTINUE)
                 case b"s" | b"S":
-                    return self._go(_STEP)
+                    return self._go(_STEP if sleeping is None else Resume(step=True, task=sleeping))
                 case b"r":
-                    return self._go(Resume(step=True, stop_range=pair(action[1:])))
+                    return self._go(Resume(step=True, stop_range=pair(action[1:]), task=sleeping))
                 case b"t":
                     return self._pause()
         raise PacketError("vCont has no action for the thread")
@@ -292,6 +329,7 @@ class RunPackets:
         """The reply that tells of the end of a resume."""
         self.running = False
         self._last_stop = stop
+        self._look_anew()
         reply = self._stop_reply(stop)
         self._gone = self.extended and stops.exit_status(stop) is not None
         return reply
@@ -315,8 +353,31 @@ class RunPackets:
         return "multiprocess+" in self._client
 
     @property
+    def _running_thread(self) -> int:
+        return CPU if self._tasks is None else self._tasks.current
+
+    @property
     def _thread_id(self) -> bytes:
-        return b"p%x.%x" % (PROCESS, THREAD) if self._multi else b"%x" % THREAD
+        """Of the thread that runs, as the client writes it."""
+        return self._written(self._running_thread)
+
+    def _written(self, thread: int) -> bytes:
+        return b"p%x.%x" % (PROCESS, thread) if self._multi else b"%x" % thread
+
+    def _find_thread(self, text: bytes) -> int | None:
+        """The thread that an id, in either notation, names; None for any. PacketError where there is none."""
+        match = _THREAD_ID.fullmatch(text)
+        if match is None:
+            raise PacketError("no such thread")
+        process, of_process, alone = match.groups()
+        thread = int(of_process or alone or b"-1", 16)
+        if process is not None and int(process, 16) not in (-1, 0, PROCESS):
+            raise PacketError("no such thread")
+        if thread in (-1, 0):
+            return None
+        if not (thread == CPU if self._tasks is None else self._tasks.exists(thread)):
+            raise PacketError("no such thread")
+        return thread
 
 
 # ------------------------------------------------------------------------------------------------------- packet fields
@@ -324,11 +385,9 @@ class RunPackets:
 _THREAD_ID = re.compile(rb"(?:p(-1|[0-9a-fA-F]+)(?:\.(-1|[0-9a-fA-F]+))?|(-1|[0-9a-fA-F]+))")
 
 
-def _check_thread(text: bytes) -> None:
-    """PacketError unless the thread id, in either notation, names our thread or any."""
-    match = _THREAD_ID.fullmatch(text)
-    if match is None or not {b"-1", b"0", b"1", b"01", None}.issuperset(match.groups()):
-        raise PacketError("no such thread")
+def _xml(text: str) -> str:
+    """A guest's text in an attribute or an element; what XML cannot hold is shown as ?."""
+    return escape("".join(letter if letter.isprintable() else "?" for letter in text))
 
 
 def _check_process(text: bytes) -> None:

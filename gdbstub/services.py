@@ -14,7 +14,8 @@ from emu.iface import MachineError
 from emu.insn import MAX_INSN_SIZE, InvalidInstruction, decode
 from emu.paging import Page, mappings
 from emu.snapshot import CHUNK, Snapshot
-from gdbstub.monitor import Services
+from gdbstub.monitorservices import Services
+from gdbstub.threads import ThreadChoice
 from gdbstub.tracefiles import TraceFolder
 from probes.linux import report
 from probes.manager import Manager
@@ -27,7 +28,12 @@ _MAX_SNAPSHOTS = 8  # each may hold as much as the guest's RAM
 
 
 def services(
-    machine: GuestMachine, probes: Manager, *, quit: Callable[[], None], folder: TraceFolder | None = None
+    machine: GuestMachine,
+    probes: Manager,
+    *,
+    quit: Callable[[], None],
+    folder: TraceFolder | None = None,
+    threads: ThreadChoice | None = None,
 ) -> Services:
     """All there is for a machine and its probes; `folder` is where traces may be saved."""
     return Services(
@@ -40,6 +46,7 @@ def services(
         disassemble=disassembler(machine),
         system=GuestSystem(probes),
         types=lambda: probes.types,
+        threads=threads,
         quit=quit,
     )
 

@@ -27,6 +27,8 @@ from gdbstub.observe import ObserverSession
 from gdbstub.server import Server
 from gdbstub.services import services
 from gdbstub.session import Session
+from gdbstub.threads import ThreadChoice
+from probes.linux.threads import TaskThreads
 from probes.manager import Manager
 
 Result = TypeVar("Result")
@@ -158,7 +160,8 @@ def _sessions(
 ) -> Callable[[Callable[[], None]], Session]:
     guest = machine.guest
     token = trio.lowlevel.current_trio_token()
-    monitor = Monitor(services(machine, probes, quit=lambda: token.run_sync_soon(end)))
+    threads = ThreadChoice(TaskThreads(machine, lambda: probes.linux))
+    monitor = Monitor(services(machine, probes, quit=lambda: token.run_sync_soon(end), threads=threads))
 
     def symbols() -> bytes:
         return symbol_elf(
@@ -168,5 +171,5 @@ def _sessions(
     files = FileTree({"/vmlinux": symbols}, exec_file="/vmlinux") if len(machine.symbols) else FileTree({})
     restart = None if again is None else lambda: machine.restore(again().snapshot())
     return lambda wake: Session(
-        machine, machine.registers.arch, files=files, monitor=monitor, restart=restart, wake=wake
+        machine, machine.registers.arch, files=files, monitor=monitor, restart=restart, threads=threads, wake=wake
     )

@@ -27,6 +27,7 @@ from gdbstub.packets import PacketError, PacketTable, packet, pair, unhex
 from gdbstub.rsp import MAX_PACKET, fit
 from gdbstub.runpackets import RunPackets
 from gdbstub.targetpackets import StepBits, TargetPackets
+from gdbstub.threads import ThreadChoice
 from gdbstub.tracepackets import TracePackets
 from gdbstub.tracepoints import Tracing
 from probes import rawtext
@@ -44,7 +45,7 @@ class Session(RunPackets, TargetPackets, BreakPackets, FilePackets, TracePackets
 
     `wake` is called, in the machine's thread, when `take_output` has something. `files`, `monitor` and `tracing` are
     shared by all sessions; without them their packets do not exist, nor without `restart`, which takes the machine back
-    to where it began.
+    to where it began. `threads` says what its threads are, without it the processor.
     """
 
     def __init__(
@@ -56,13 +57,14 @@ class Session(RunPackets, TargetPackets, BreakPackets, FilePackets, TracePackets
         monitor: Monitor | None = None,
         tracing: Tracing | None = None,
         restart: Callable[[], None] | None = None,
+        threads: ThreadChoice | None = None,
         packet_size: int = MAX_PACKET,
         wake: Callable[[], None] = lambda: None,
     ) -> None:
         TargetPackets.__init__(self, machine, arch, packet_size)
         variables = tracing.variables if tracing else StateVariables()
         BreakPackets.__init__(self, Agent(machine, arch, variables, self._print))
-        RunPackets.__init__(self, restart)
+        RunPackets.__init__(self, restart, threads if threads is not None else ThreadChoice())
         FilePackets.__init__(self, files)
         TracePackets.__init__(self, tracing)
         LldbPackets.__init__(self)
@@ -92,6 +94,7 @@ class Session(RunPackets, TargetPackets, BreakPackets, FilePackets, TracePackets
     def open(self) -> None:
         """This client is the debugger now, and the guest stands still for it."""
         self.attached, self._closed = True, False
+        self._look_anew()
 
     def handle(self, payload: bytes) -> Action:
         """What to do about a packet. Never raises for anything a client may send."""
@@ -125,6 +128,10 @@ class Session(RunPackets, TargetPackets, BreakPackets, FilePackets, TracePackets
         """Run the guest as `resume` says. To be called again where somebody else's request ended it early."""
         if not resume.step:
             return self._machine.run()
+        if resume.task is not None and self._tasks is not None:
+            before = self._tasks.run_until_current(resume.task)
+            if before is not None:
+                return before
         into_interrupts = not self._step_bits & StepBits.NOIRQ
         while True:
             stop = self._told_of(self._machine.step(into_interrupts=into_interrupts), resume)
@@ -134,7 +141,7 @@ class Session(RunPackets, TargetPackets, BreakPackets, FilePackets, TracePackets
     def advance_at_once(self, resume: Resume) -> Stop | None:
         """As `advance` as far as that takes no time: a few steps, and no interrupt's handler; None where there is more
         to do, which is left to `advance`."""
-        for _ in range(_AT_ONCE if resume.step else 0):
+        for _ in range(_AT_ONCE if resume.step and resume.task is None else 0):
             stop = self._machine.step_at_once()
             if stop is None or (stop := self._told_of(stop, resume)) is not None:
                 return stop

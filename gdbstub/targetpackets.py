@@ -8,6 +8,7 @@ manual, "Packets", "General Query Packets" and "Target Descriptions"; the `qemu`
 from __future__ import annotations
 
 import enum
+import functools
 import itertools
 import zlib
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from emu.iface import Machine, MemoryFault
 from gdbstub.agent import Agent
 from gdbstub.packets import PacketError, number, packet, pair, unhex
 from gdbstub.rsp import fit
+from gdbstub.threads import Tasks
 from gdbstub.tracebuffer import Frame
 from gdbstub.tracepackets import in_registers
 from gdbstub.tracepoints import Tracing
@@ -42,6 +44,8 @@ class TargetPackets:
     """What `Session` answers about the state of its machine, which it reads and writes."""
 
     tracing: Tracing | None
+    _tasks: Tasks | None
+    _selected: int | None
     _frame: Frame | None
     _trace: Tracing
     _agent: Agent
@@ -138,11 +142,13 @@ class TargetPackets:
     def _read_registers(self, _rest: bytes) -> bytes:
         if self._frame is not None:
             return b"".join(in_registers(self._frame))
+        if self._selected is not None:
+            return b"".join(self._kept_registers())
         return self._arch.pack(self._machine.registers.read_many(self._arch.names)).hex().encode()
 
     @packet("G")
     def _write_registers(self, rest: bytes) -> bytes:
-        self._check_live()
+        self._check_runs()
         try:
             values = self._arch.unpack(unhex(rest))
         except ValueError as error:
@@ -155,11 +161,13 @@ class TargetPackets:
         register = self._register(rest)
         if self._frame is not None:
             return list(in_registers(self._frame))[number(rest)]
+        if self._selected is not None:
+            return list(self._kept_registers())[number(rest)]
         return self._machine.registers.read(register.name).to_bytes(register.size, "little").hex().encode()
 
     @packet("P")
     def _write_register(self, rest: bytes) -> bytes:
-        self._check_live()
+        self._check_runs()
         index, _, value = rest.partition(b"=")
         register = self._register(index)
         data = unhex(value)
@@ -167,6 +175,13 @@ class TargetPackets:
             raise PacketError(f"{register.name} has {register.size} bytes, not {len(data)}")
         self._machine.registers.write(register.name, int.from_bytes(data, "little"))
         return b"OK"
+
+    def _kept_registers(self) -> Iterator[bytes]:
+        """Each register, of a task that does not run, as `g` has them: those that are not kept are unavailable."""
+        kept = self._tasks.registers(self._selected) if self._tasks is not None and self._selected is not None else {}
+        for register in self._arch.registers:
+            value = kept.get(register.name)
+            yield b"xx" * register.size if value is None else value.to_bytes(register.size, "little").hex().encode()
 
     def _register(self, text: bytes) -> Register:
         index = number(text)
@@ -239,6 +254,8 @@ class TargetPackets:
             return self._trace.read(self._frame, vaddr, size)
         memory = self._machine.memory
         read = memory.read_physical if self._physical else memory.read
+        if self._tasks is not None and self._selected is not None and not self._physical:
+            read = functools.partial(self._tasks.read, self._selected)
         try:
             return read(vaddr, size)
         except MemoryFault as fault:
@@ -252,8 +269,16 @@ class TargetPackets:
         if size != len(data):
             raise PacketError(f"{size} bytes announced, {len(data)} sent")
         memory = self._machine.memory
-        (memory.write_physical if self._physical else memory.write)(vaddr, data)
+        if self._tasks is not None and self._selected is not None and not self._physical:
+            self._tasks.write(self._selected, vaddr, data)
+        else:
+            (memory.write_physical if self._physical else memory.write)(vaddr, data)
         return b"OK"
+
+    def _check_runs(self) -> None:
+        self._check_live()
+        if self._selected is not None:
+            raise PacketError("this task does not run: only its kernel has its registers")
 
     def _check_live(self) -> None:
         if self._frame is not None:

@@ -8,7 +8,8 @@ from emu.arch import X86_64
 from emu.boot import boot_embedded
 from emu.iface import ExceptionRaised, TripleFault
 from gdbstub.actions import Resume, Send
-from gdbstub.monitor import Monitor, Services
+from gdbstub.monitor import Monitor
+from gdbstub.monitorservices import Services
 from gdbstub.session import Session
 from tests.support.fake_machine import CODE, FakeMachine
 

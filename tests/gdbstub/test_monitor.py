@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from emu.arch import X86_64
 from emu.iface import MachineError
-from gdbstub.monitor import Monitor, Services
+from gdbstub.monitor import Monitor
+from gdbstub.monitorservices import Services
 from probes.errors import ProbeError
 from tests.support.fake_machine import CODE, DATA, FakeMachine
 

@@ -15,7 +15,8 @@ from emu.arch import X86_64
 from emu.boot import boot_embedded
 from emu.runner import open_runner
 from gdbstub.automation import GdbError, GdbSession, Stopped, gdb_session
-from gdbstub.monitor import Monitor, Services
+from gdbstub.monitor import Monitor
+from gdbstub.monitorservices import Services
 from gdbstub.observe import ObserverSession
 from gdbstub.server import Server
 from gdbstub.session import Session

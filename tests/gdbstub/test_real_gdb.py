@@ -21,7 +21,8 @@ from emu.arch import I386, X86_64, Arch
 from emu.runner import open_runner
 from gdbstub.address import Tcp
 from gdbstub.files import FileTree
-from gdbstub.monitor import Monitor, Services
+from gdbstub.monitor import Monitor
+from gdbstub.monitorservices import Services
 from gdbstub.server import Server
 from gdbstub.session import Session
 from tests.support.fake_machine import CODE, DATA, PROGRAM, FakeMachine

@@ -26,7 +26,8 @@ from emu.iface import Interrupted
 from emu.runner import open_runner
 from gdbstub.actions import Detach, Interrupt, Kill, Resume, Send
 from gdbstub.address import Tcp
-from gdbstub.monitor import Monitor, Services
+from gdbstub.monitor import Monitor
+from gdbstub.monitorservices import Services
 from gdbstub.rsp import frame
 from gdbstub.server import Server
 from gdbstub.session import Session

@@ -15,7 +15,8 @@ from emu.iface import Budget, GuestExit, Step
 from emu.runner import open_runner
 from gdbstub.actions import Send
 from gdbstub.files import FileTree
-from gdbstub.monitor import Monitor, Services
+from gdbstub.monitor import Monitor
+from gdbstub.monitorservices import Services
 from gdbstub.rsp import NEED_DATA, Codec, Notification, Packet
 from gdbstub.server import Server
 from gdbstub.session import Session

@@ -9,7 +9,8 @@ import pytest
 
 from emu.boot import GuestMachine, boot_embedded
 from emu.iface import MachineError
-from gdbstub.monitor import Monitor, Services
+from gdbstub.monitor import Monitor
+from gdbstub.monitorservices import Services
 from gdbstub.options import parse
 from gdbstub.scripts import HostScripts, ScriptFolder
 from probes.manager import Manager

@@ -17,7 +17,8 @@ from emu.arch import X86_64
 from emu.runner import Runner, open_runner
 from gdbstub.address import Address, AddressError, Tcp, Unix, parse_address
 from gdbstub.client import run_monitor_command
-from gdbstub.monitor import Monitor, Services
+from gdbstub.monitor import Monitor
+from gdbstub.monitorservices import Services
 from gdbstub.rsp import frame
 from gdbstub.server import Server
 from gdbstub.session import Session

@@ -8,7 +8,7 @@ import pytest
 
 from emu.boot import GuestMachine, boot_embedded
 from emu.iface import ConsoleMatch, MachineError
-from gdbstub.monitor import TOPICS
+from gdbstub.monitorservices import TOPICS
 from gdbstub.services import GuestSystem, MachineInspector, NamedSnapshots, TraceText, disassembler
 from probes.linux import NotAvailable
 from probes.manager import Manager

@@ -28,7 +28,8 @@ from emu.iface import (
 from gdbstub.actions import Detach, Kill, Resume, Send
 from gdbstub.breakpackets import MAX_BREAKPOINTS
 from gdbstub.files import FileTree
-from gdbstub.monitor import Monitor, Services
+from gdbstub.monitor import Monitor
+from gdbstub.monitorservices import Services
 from gdbstub.session import Session
 from tests.support.fake_machine import CODE, DATA, PAGE, PROGRAM, STACK, FakeMachine
 

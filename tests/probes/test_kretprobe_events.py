@@ -7,7 +7,8 @@ import json
 
 import pytest
 
-from gdbstub.monitor import Monitor, Services
+from gdbstub.monitor import Monitor
+from gdbstub.monitorservices import Services
 from probes import Manager, ProbeError
 from tests.probes.returns import WAYS, Returns, Way
 

@@ -13,7 +13,8 @@ from unittest import mock
 
 from emu.boot import boot_embedded
 from gdbstub import options
-from gdbstub.monitor import Monitor, Services
+from gdbstub.monitor import Monitor
+from gdbstub.monitorservices import Services
 
 README = Path(__file__).parents[2] / "README.md"
 _BLOCK = re.compile(r"(<!-- made by: (?P<command>.+?) -->\n```text\n)(?P<text>.*?)(```\n)", re.DOTALL)
