@@ -27,7 +27,7 @@ from emu.pace import WallPacer
 from emu.runner import Runner, open_runner
 from gdbstub.address import AddressError, Stdio, Tcp
 from gdbstub.commands import LogTopic, RunOptions
-from gdbstub.console import ConsoleError, Keyboard, serve_tcp, type_in
+from gdbstub.console import ConsoleError, Keyboard, serve_tcp
 from gdbstub.files import FileTree
 from gdbstub.monitor import Monitor
 from gdbstub.observe import ObserverSession
@@ -275,7 +275,9 @@ class Program:
         elif not self._writes_terminal():
             nursery.start_soon(self._show_status, runner)
         if options.execute is not None and options.restore is not None:
-            nursery.start_soon(type_in, machine, runner, exec_line(options.execute).encode("utf-8", "surrogateescape"))
+            # Before the guest goes on, at the same instruction whatever the host is doing; no argument fills the queue.
+            line = exec_line(options.execute).encode("utf-8", "surrogateescape")
+            await runner.call(machine.devices.uart.receive, line)
         if not options.wait:
             runner.resume()
 

@@ -151,3 +151,13 @@ def test_a_shell_waits_without_processor_time_and_ends_at_a_signal(snapshots: Pa
         child.rest(1.0)
         assert child.cpu_seconds() - before < 0.2
         assert child.ended(signal.SIGTERM) == 0
+
+
+def test_a_restored_guest_has_the_command_before_it_goes_on(snapshots: Path, tmp_path: Path):
+    """At the snapshot's instruction, whatever the host is doing then: so the run is the same every time."""
+    record = tmp_path / "run.jsonl"
+    goal = ("--exec", "sleep 1", "--log-rsp", str(record))
+    assert run("--restore", str(snapshots / "amd64.snap"), "--console", "none", *goal) == 0
+    start, *events = [json.loads(line) for line in record.read_text().splitlines()]
+    (typed,) = [event for event in events if event["what"] == "input"]
+    assert typed["at"] == start["instructions"]
