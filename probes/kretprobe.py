@@ -25,6 +25,7 @@ from emu.iface import BackEnd, Machine, MachineError, MemoryFault, Word
 from emu.insn import spans
 from probes.arch import ProbeArch
 from probes.blame import ask
+from probes.callers import Callers
 from probes.core import Kprobes
 from probes.errors import ProbeError
 from probes.kprobe import Kprobe
@@ -39,7 +40,7 @@ NR_CPUS: Final = 1  # the machine has one processor
 DEFAULT_MAXACTIVE: Final = max(10, 2 * NR_CPUS)  # register_kretprobe() of kernels that preempt, and of all since 5.17
 MAX_IDLE_SITES: Final = 64
 NO_RETURN: Final = ("__switch_to",)  # kretprobe_blacklist, arch/x86/kernel/kprobes/core.c
-_CALL_SIZE: Final = 5
+_NO_ADDRESS: Final = "missed where it was entered without a return address on the stack"
 
 
 class End(enum.Enum):
@@ -161,6 +162,7 @@ class Kretprobes:
 
     def __init__(self, machine: Machine, arch: ProbeArch, kprobes: Kprobes, tasks: Tasks) -> None:
         self._machine = machine
+        self._callers = Callers(machine)
         self._arch = arch
         self._kprobes = kprobes
         self._tasks = tasks
@@ -249,6 +251,11 @@ class Kretprobes:
         if now == self._buried[0] and task in self._buried[1]:
             rp.ends[End.DIED] += 1  # a probe on the switch itself
             return
+        if not self._callers.is_return_address(ret_addr):
+            rp.nmissed += 1  # entry code: a vector or a saved register stands there, and the guest is to find it
+            if _NO_ADDRESS not in rp.notes:
+                rp.notes += (_NO_ADDRESS,)
+            return
         self._drop_stale(rp, task, slot, ret_addr)
         if rp.live >= rp.maxactive:
             rp.nmissed += 1
@@ -304,13 +311,8 @@ class Kretprobes:
             return True
         if old.ret_addr != ret_addr or old.rp.kp.address == rp.kp.address:
             return False
-        try:
-            call = self._machine.memory.read(ret_addr - _CALL_SIZE, _CALL_SIZE)
-        except MemoryFault:
-            return True
-        target = ret_addr + int.from_bytes(call[1:], "little", signed=True) & self._arch.convention.mask
-        entry = rp.kp.address or 0
-        return call[0] != 0xE8 or target not in (entry, entry - ENDBR_SIZE)
+        target, entry = self._callers.target(ret_addr), rp.kp.address or 0
+        return target is None or target & self._arch.convention.mask not in (entry, entry - ENDBR_SIZE)
 
     # ----------------------------------------------------------------------------------------------------- returns
 

@@ -28,13 +28,12 @@ from typing import Final, Protocol
 
 from emu.iface import Machine, MemoryFault
 from probes.blame import ask
+from probes.callers import Callers
 from probes.programs import Programs
 from probes.regs import Regs
 
 MAX_IDLE: Final = 64
 """Return addresses that stay breaks while nobody is expected: what makes them costs more than what passes them."""
-_CALL: Final = 0xE8  # call rel32
-_CALL_SIZE: Final = 5
 MAX_POPPED: Final = 256
 """Bytes of arguments that a `ret imm16` takes along; compilers' are the arguments of one call."""
 
@@ -127,6 +126,7 @@ class UserReturns:
         self, machine: Machine, programs: Programs, use: Callable[[int, bool], None], unuse: Callable[[int], None]
     ) -> None:
         self._machine = machine
+        self._callers = Callers(machine)
         self._programs = programs
         self._use = use
         self._unuse = unuse
@@ -238,18 +238,8 @@ class UserReturns:
         """`old` was left by a jump to `new`; else its caller has called again, which only the code can tell."""
         if old.ret_addr != new.ret_addr or old.function == new.function or self._by(old) is not End.SKIPPED:
             return False
-        target = self._call_target(new.ret_addr)
+        target = self._callers.target(new.ret_addr)
         return target is None or target != new.function
-
-    def _call_target(self, ret_addr: int) -> int | None:
-        """Of a direct call that returns there."""
-        try:
-            code = self._machine.memory.read(ret_addr - _CALL_SIZE, _CALL_SIZE)
-        except MemoryFault:
-            return None
-        if code[0] != _CALL:
-            return None
-        return ret_addr + int.from_bytes(code[1:], "little", signed=True)
 
     def _leave_deeper(self, thread: int, space: int, slot: int, *, only_mark: bool = False) -> None:
         """The thread runs at `slot`, so what it has entered below it on this stack is over, but for coroutines."""

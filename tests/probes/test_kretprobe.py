@@ -98,6 +98,21 @@ def test_guest_cannot_tell(way: Way, arm: Arm) -> None:
     assert run.machine.clock.instructions == bare.clock.instructions
 
 
+@pytest.mark.parametrize("name", ["common_trap", "common_interrupt"])
+def test_entry_code_is_entered_without_a_return_address(way: Way, name: str) -> None:
+    """A vector stands on the stack there, and the guest finds it as it was: entries are misses, the probe says why."""
+    append = "calls=2 sleep=3"
+    bare = power_on(way.bits, f"{append} exit=0")
+    bare.run(1_000_000)
+    run = Returns(way, append)
+    rp = run.probe(name)
+    run.run()
+    assert rp.entries == rp.nmissed > 0
+    assert rp.notes[-1] == "missed where it was entered without a return address on the stack"
+    assert run.machine.ram_sha256() == bare.ram_sha256()
+    assert run.machine.clock.instructions == bare.clock.instructions
+
+
 def test_unregistering_leaves_nothing_armed(way: Way) -> None:
     """Neither at the functions nor at the addresses they returned to."""
     run = Returns(way, "calls=2 sleep=2 deaths=1")

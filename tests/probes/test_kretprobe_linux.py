@@ -62,6 +62,23 @@ def test_memory_ends_as_in_the_bare_run(kernel: str, shadow: bool) -> None:
     assert machine.ram_sha256() == bare(kernel)[2]
 
 
+LABELS = {
+    "amd64": ("error_return", "swapgs_restore_regs_and_return_to_usermode", "syscall_return_via_sysret"),
+    "i386": ("restore_all_switch_stack", "asm_exc_page_fault", "asm_common_interrupt"),
+}
+
+
+def test_labels_of_entry_code_are_missed_and_unharmed(kernel: str) -> None:
+    """Saved registers stand on the stack there; one that looks like an address of code was replaced, and the process
+    that got it back died."""
+    machine = another(kernel)
+    _, rps = probed(machine, *LABELS[kernel], shadow=False)
+    assert run_shell(machine, WORK) == bare(kernel)[0]
+    assert machine.clock.instructions == bare(kernel)[1]
+    assert max(rp.nmissed for rp in rps) > 50
+    assert all(rp.entries == rp.nmissed for rp in rps)
+
+
 @pytest.mark.parametrize("shadow", [True, False], ids=["shadow", "trampoline"])
 def test_process_killed_inside_frees_its_instances(kernel: str, shadow: bool) -> None:
     """A killed sleeper returns from its sleep with the signal, and dies inside get_signal."""
