@@ -511,6 +511,13 @@ class Words(Protocol):
         """One user less; the last puts the guest's value back, where ours still stands."""
         ...
 
+    def share(self, vaddr: int, size: int, change: int) -> Callable[[], None]:
+        """Add to a count of the guest's, of `size` bytes, that the guest goes on changing. -> a call that undoes it.
+
+        A hash and a snapshot have it without our share. MemoryFault where there is no RAM.
+        """
+        ...
+
 
 class Clock(Protocol):
     @property

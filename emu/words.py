@@ -1,13 +1,15 @@
-"""Words of guest data that hold a value of ours: return addresses that return probes have replaced on a stack.
+"""Words of guest data that hold a value of ours: return addresses on stacks, tables of operations, counts we share in.
 
 Rules: the machine's thread only. The guest itself reads our value; a debugger, a hash and a snapshot are shown the
-guest's own. What a debugger writes there becomes the guest's value and ours stays. Data only: no translated code is
-dropped, so nothing that may be executed is kept here (that is `text`).
+guest's own. What a debugger writes there becomes the guest's value and ours stays. Of a count that the guest goes on
+changing a share is ours: hashes and snapshots leave it out, a debugger sees the count as the guest does. Data only: no
+translated code is dropped, so nothing that may be executed is kept here (that is `text`).
 """
 
 from __future__ import annotations
 
 import bisect
+from collections.abc import Callable
 
 from emu import iface
 from emu.iface import MemoryFault
@@ -35,6 +37,7 @@ class SubstitutedWords:
         self._walks = walks
         self._words: dict[int, Word] = {}
         self._paddrs: list[int] = []
+        self._shares: dict[tuple[int, int], int] = {}  # (physical address, size) of a count -> what of it is ours
 
     def substitute(self, vaddr: int, ours: bytes) -> Word:
         """Have the guest read `ours` at `vaddr`. Where it stands already, the same Word with one more user.
@@ -72,19 +75,43 @@ class SubstitutedWords:
         del self._words[word.paddr]
         self._paddrs.remove(word.paddr)
 
+    def share(self, vaddr: int, size: int, change: int) -> Callable[[], None]:
+        """See iface.Words.share."""
+        paddr = self._walks.locate(vaddr)
+        if paddr is None or paddr + size > self._ram.size or paddr % 4096 + size > 4096:
+            raise MemoryFault(vaddr, "take a share of")
+        key, shares = (paddr, size), self._shares
+        self._add(key, change)
+        shares[key] = shares.get(key, 0) + change
+
+        def give_back() -> None:
+            if self._shares is shares and key in shares:
+                self._add(key, -change)
+                shares[key] -= change
+                if not shares[key]:
+                    del shares[key]
+
+        return give_back
+
+    def _add(self, key: tuple[int, int], change: int) -> None:
+        self._ram.write(key[0], self._changed(key, change))
+
+    def _changed(self, key: tuple[int, int], change: int) -> bytes:
+        paddr, size = key
+        value = int.from_bytes(self._ram.read(paddr, size), "little") + change
+        return (value & (1 << 8 * size) - 1).to_bytes(size, "little")
+
     def forget(self) -> None:
         """RAM was replaced by RAM without our values; words given out before are released without effect."""
         self._words.clear()
         self._paddrs.clear()
+        self._shares = {}
 
     def guest_bytes(self) -> dict[int, int]:
-        """Physical address -> the guest's byte, of every word that stands."""
-        return {
-            word.paddr + index: byte
-            for word in self._words.values()
-            if self.stands(word)
-            for index, byte in enumerate(word.guest)
-        }
+        """Physical address -> the guest's byte, of every word that stands and every count."""
+        values = [(word.paddr, word.guest) for word in self._words.values() if self.stands(word)]
+        values += [(key[0], self._changed(key, -change)) for key, change in self._shares.items()]
+        return {paddr + index: byte for paddr, value in values for index, byte in enumerate(value)}
 
     # ------------------------------------------------------------------------------------- between a debugger and RAM
 

@@ -247,7 +247,7 @@ class Kprobes:
         return True
 
     def on_fault(self, cpu: Cpu, vector: int) -> Verdict | Stop:
-        trampoline = self._arch.trampoline_trap(cpu, vector)
+        trampoline = self._arch.gate_trap(cpu, vector)
         if trampoline is not None:
             address, back_end = trampoline
             verdict = self.on_break(cpu, address, back_end)

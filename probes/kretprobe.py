@@ -39,6 +39,7 @@ MAX_DATA_SIZE: Final = 4096  # KRETPROBE_MAX_DATA_SIZE, include/linux/kprobes.h
 NR_CPUS: Final = 1  # the machine has one processor
 DEFAULT_MAXACTIVE: Final = max(10, 2 * NR_CPUS)  # register_kretprobe() of kernels that preempt, and of all since 5.17
 MAX_IDLE_SITES: Final = 64
+_TRAMPOLINE: Final = "kretprobe_trampoline"
 NO_RETURN: Final = ("__switch_to",)  # kretprobe_blacklist, arch/x86/kernel/kprobes/core.c
 _NO_ADDRESS: Final = "missed where it was entered without a return address on the stack"
 
@@ -424,7 +425,7 @@ class Kretprobes:
 
     def _trampoline_address(self) -> int:
         """The trampoline, with its kprobe on it. It has an address only once the guest has page tables to map it."""
-        address = self._arch.trampoline()
+        address = self._arch.gate(_TRAMPOLINE)
         if self._trampoline is None or self._trampoline.address != address:
             if self._trampoline is not None:
                 self._kprobes.unregister(self._trampoline)

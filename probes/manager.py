@@ -36,6 +36,7 @@ from probes.linux.programs import linux_programs
 from probes.linux.tasks import current_tasks
 from probes.lookup import did_you_mean
 from probes.objects import ObjectLoader
+from probes.planting import Planting
 from probes.programs import Copies, Programs
 from probes.refusals import Refusal
 from probes.regs import Regs
@@ -132,11 +133,11 @@ class Manager:
         self._older = older_scope(machine, arch.convention, getattr(guest, "title", ""))
         now = settled if settled is not None else guest is None or guest.settled
         self._kprobes = Kprobes(machine, arch, arm, now, linux_limits=linux_limits)
-        room = Room(machine.window)
-        self.objects = ObjectLoader(machine, arch.convention.word, room)
+        self._room = Room(machine.window)
+        self.objects = ObjectLoader(machine, arch.convention.word, self._room)
         self._jprobes = Jprobes(machine, arch.convention.word, self._kprobes, self.objects)
         self.guest = GuestHandlers(
-            machine, arch.convention, self._kprobes.calls, room, self.objects, self._take_out_of_service
+            machine, arch.convention, self._kprobes.calls, self._room, self.objects, self._take_out_of_service
         )
         self._kretprobes = Kretprobes(machine, arch, self._kprobes, known)
         self._shadow = known.is_linux  # how events follow returns where nobody says
@@ -181,7 +182,8 @@ class Manager:
             programs: Programs | None = embedded_programs(self._machine, self._kprobes)
             if programs is None:
                 programs = linux_programs(self._machine, self.linux, self._kprobes)
-            self._uprobes = Uprobes(self._machine, self._arch, programs, self._copies)
+            planting = Planting(self._machine, self._arch, self._kprobes, self._room, programs)
+            self._uprobes = Uprobes(self._machine, self._arch, programs, planting, self._copies)
             self._kprobes.after_restore(self._uprobes.after_restore)
         return self._uprobes
 

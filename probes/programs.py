@@ -6,12 +6,14 @@ Rules: types only, for the machine's thread. Who knows a guest's operating syste
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import enum
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from emu.iface import Cpu
+from probes.regs import Regs
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +115,85 @@ Copies: TypeAlias = Callable[[str], "AbstractContextManager[Copy | None]"]
 """Opens the copy of the guest's file at a path; None where there is none."""
 
 
+@dataclass(frozen=True, slots=True)
+class CachedPage:
+    """`count` pages of a file from page `index` on, in the page cache: at `paddr`, one behind the other.
+
+    `mapping` is the address of the file's address_space. Not `uptodate`: a read is under way, or has failed.
+    `settled` is false while the kernel has yet to write the page to its disk.
+    """
+
+    mapping: int
+    index: int
+    paddr: int
+    uptodate: bool
+    count: int = 1
+    settled: bool = True
+
+
+class Entry(enum.Enum):
+    """What an entry of a table of address_space_operations is for, as far as it matters to who is probing pages."""
+
+    READ = "reads a page"
+    READ_MANY = "reads several pages"
+    FREE = "is told of a page that has left the cache"
+    MOVE = "moves a page to another frame"
+
+
+class PageCache(Protocol):
+    """What the mechanism of `aops` asks of the guest's kernel about the files and pages it reads."""
+
+    @property
+    def table_size(self) -> int:
+        """Bytes of a struct address_space_operations."""
+        ...
+
+    @property
+    def entries(self) -> Mapping[int, Entry]:
+        """By byte offset."""
+        ...
+
+    def mapping(self, file: ProgramFile) -> int:
+        """The address of its address_space."""
+        ...
+
+    def pointer(self, mapping: int) -> int:
+        """The address of an address_space's pointer to its operations."""
+        ...
+
+    def unread(self, file: ProgramFile) -> str | None:
+        """Why pages of the file do not come by its operations; None where they do."""
+        ...
+
+    def page(self, mapping: int, index: int) -> CachedPage | None:
+        """What is in the cache now, complete or not."""
+        ...
+
+    def started(self, entry: Entry, regs: Regs) -> tuple[int, range]:
+        """At an entry that reads: the address_space, and the pages that are about to be read."""
+        ...
+
+    def subject(self, entry: Entry, regs: Regs) -> CachedPage:
+        """At a FREE or MOVE entry: the page."""
+        ...
+
+    def completions(self) -> Sequence[str]:
+        """Functions of the kernel that every page passes when its read is over and before anybody can map it."""
+        ...
+
+    def completed(self, regs: Regs) -> CachedPage | None:
+        """At one of these: the page; None where it is something else."""
+        ...
+
+    def hold(self, file: ProgramFile) -> Sequence[tuple[int, int, int]]:
+        """(address, size, change) of counts that keep the kernel from forgetting the file."""
+        ...
+
+    def deny(self, file: ProgramFile) -> tuple[int, int, int]:
+        """The same of the count that denies writers. ProbeError ETXTBSY while somebody writes."""
+        ...
+
+
 Event: TypeAlias = Mapped | Unmapped | Forked | Ended | Exited
 
 
@@ -158,6 +239,10 @@ class Programs(Protocol):
 
     def user_stack(self) -> int | None:
         """The stack pointer with which the current thread has entered the kernel, where that is known."""
+        ...
+
+    def cache(self) -> PageCache:
+        """ProbeError where this kernel's is not known."""
         ...
 
     def watch(self, tell: Callable[[Event], None]) -> Callable[[], None]:

@@ -4,7 +4,7 @@ Rules: runs in the engine's thread; knows the guest's operating system only as `
 and an offset, as in kernel/events/uprobes.c, and so to every process that maps that byte, now or later: `Programs`
 tells of each mapping before anything in it runs, and an address is armed in that address space from then on. Breaks in
 translated code arm it (`emu.iface.CodeBreaks`), so no page need be there, none is changed, and an evicted page that
-comes back is armed still.
+comes back is armed still. Whoever asks for it has int3s in the pages themselves instead (`planting`).
 
 A path that leads nowhere yet, or to another file later, is looked up again at each mapping of a file.
 """
@@ -25,6 +25,7 @@ from probes import rawtext
 from probes.arch import ProbeArch
 from probes.blame import ask
 from probes.errors import ProbeError
+from probes.planting import PLANTED, Planting, UserArm
 from probes.programs import (
     Copies,
     Ended,
@@ -62,7 +63,9 @@ class Uprobe:
     address, until then) the guest goes on there. `ret_handler(instance, regs)` runs when a function that was entered
     there has returned, see `uretprobe`. `filter(up, regs)`: false means this hit is nobody's business; it is not
     counted. `offset` is in bytes from the symbol, or from the file's start. `ref_ctr_offset` is that of a counter in
-    the file, which programs see one higher while the probe is there (see `refctr`); 0 for none.
+    the file, which programs see one higher while the probe is there (see `refctr`); 0 for none. `arm` is how: in
+    translated code ("auto", "hook"), by int3s in pages ("int3"), or in pages of the page cache as they are read
+    ("aops"); see `planting`.
 
     After registration `hits` counts, `ends` says what became of the calls that are followed, and `notes` tell what a
     user should know, as that nothing is known of the file yet.
@@ -79,8 +82,10 @@ class Uprobe:
         offset: int = 0,
         ref_ctr_offset: int = 0,
         disabled: bool = False,
+        arm: UserArm = "auto",
     ) -> None:
         self.path = path
+        self.arm: UserArm = arm
         self.symbol = place if isinstance(place, str) else None
         self.offset = offset if isinstance(place, str) else place + offset
         self.handler = handler
@@ -92,6 +97,7 @@ class Uprobe:
         self.hits = 0
         self.ends = Ends()
         self.places: list[Place] = []  # where it stands; more than one only where the path has led to several files
+        self.trouble: str | None = None  # why a file that has come later is not armed as was asked
         self.undefined = False  # the instruction is known, and the guest's processor has none like it
 
     @property
@@ -99,7 +105,8 @@ class Uprobe:
         if self.registered and not self.places:
             missing = "" if self.symbol is None else f", or no {self.symbol} in what is in memory of it"
             return (f"waiting: the guest's kernel has no file {self.path} in its cache of names{missing}",)
-        return (_UNDEFINED,) if self.registered and self.undefined else ()
+        trouble = () if self.trouble is None else (f"armed in translated code: {self.trouble}",)
+        return (*trouble, _UNDEFINED) if self.registered and self.undefined else trouble
 
     def __repr__(self) -> str:
         where = f"{self.offset:#x}" if self.symbol is None else f"{self.symbol}+{self.offset:#x}"
@@ -114,6 +121,7 @@ class Place:
     offset: int
     probes: list[Uprobe] = field(default_factory=list)
     reference: int = 0  # offset of the counter that is held up for it; 0: none
+    arm: UserArm = "auto"
     leaves: End | None = None  # a function by which programs leave others, for return probes to know
     repeats: bool | None = None  # a string instruction under rep; None until it was looked at
 
@@ -129,8 +137,11 @@ class Place:
 class Uprobes:
     """All uprobes of a machine, and its BreakClient. `copies` have the symbols that are not in the guest's memory."""
 
-    def __init__(self, machine: Machine, arch: ProbeArch, programs: Programs, copies: Copies | None = None) -> None:
+    def __init__(
+        self, machine: Machine, arch: ProbeArch, programs: Programs, planting: Planting, copies: Copies | None = None
+    ) -> None:
         self._machine = machine
+        self.planting = planting
         self._arch = arch
         self._programs = programs
         self._copies: Copies = copies or (lambda path: nullcontext())
@@ -170,11 +181,15 @@ class Uprobes:
         if self._unwatch is None:
             self._unwatch = self._programs.watch(self._tell)
             self._machine.breaks.client = self
-        probe.hits, probe.ends, probe.undefined = 0, Ends(), False
+        probe.hits, probe.ends, probe.undefined, probe.trouble = 0, Ends(), False, None
         probe.registered = True
         self._probes.append(probe)
         if file is not None:
-            self._attach(probe, file)
+            try:
+                self._attach(probe, file)
+            except ProbeError:
+                self.unregister(probe)
+                raise
         if probe.ret_handler is not None and not self._following:
             self._following = True
             for mapped in self._programs.mapped():
@@ -189,11 +204,13 @@ class Uprobes:
         self._returns.unregister(probe)
         for place in probe.places:
             place.probes.remove(probe)
-            if not place.probes:
-                self._counters.remove(place)
-                place.reference = 0
-                if place.leaves is None:
-                    self._drop(place)
+            if place.probes:
+                self.planting.refresh(place)
+                continue
+            self._counters.remove(place)
+            place.reference = 0
+            if place.leaves is None:
+                self._drop(place)
         probe.places.clear()
         self._counters.changed()
         if self._following and not any(known.ret_handler is not None for known in self._probes):
@@ -243,6 +260,7 @@ class Uprobes:
         more = f" and {len(armed) - _SHOWN} more" if len(armed) > _SHOWN else ""
         lines.append(f"in translated code at {shown}{more}" if armed else "mapped nowhere")
         lines += [self._counters.describe(place) for place in probe.places if place.reference]
+        lines += [self.planting.describe(place) for place in probe.places if place.arm in PLANTED]
         if probe.ret_handler is not None:
             lines.append(f"by shadow: {probe.ends}")
         return lines + [f"note: {note}" for note in probe.notes]
@@ -260,8 +278,11 @@ class Uprobes:
         """The machine has gone to another moment: other processes, other mappings, nothing under way."""
         self._returns.restored()
         self._counters.forget()
+        self.planting.restored()
         for space in list(self._sites):
             self._end(space)
+        for place in [place for places in self._files.values() for place in places.values()]:
+            self._plant_again(place)
         for mapped in self._programs.mapped():
             self._mapped(mapped)
         self._counters.changed()
@@ -272,6 +293,8 @@ class Uprobes:
             raise ProbeError(errno.EINVAL, "this probe is not registered")
         probe.disabled = disabled
         self._counters.changed()
+        for place in probe.places:
+            self.planting.refresh(place)
         self._machine.breaks.refresh()
 
     def _stop_unused(self) -> None:
@@ -345,8 +368,17 @@ class Uprobes:
         place = self._place(file.id, offset)
         if not self._fits(probe, place):
             return
+        if probe.arm in PLANTED and place.arm not in (probe.arm, "auto"):
+            raise ProbeError(errno.EINVAL, f"a probe there is armed by {place.arm}")
         place.probes.insert(0, probe)
         probe.places.append(place)
+        if probe.arm in PLANTED and place.arm == "auto":
+            place.arm = probe.arm
+            try:
+                self.planting.add(place, file)
+            except ProbeError:
+                place.arm = "auto"
+                raise
         if len(place.probes) == 1 and probe.ref_ctr_offset:
             place.reference = probe.ref_ctr_offset
             self._counters.add(place)
@@ -358,6 +390,22 @@ class Uprobes:
     def _fits(probe: Uprobe, place: Place | None) -> bool:
         """All probes of a place have one counter, or none."""
         return place is None or not place.probes or place.reference == probe.ref_ctr_offset
+
+    def _attach_late(self, probe: Uprobe, file: ProgramFile) -> None:
+        """A file has come that was not there: nobody can be told that it is refused, so it is armed as it can be."""
+        try:
+            self._attach(probe, file)
+        except ProbeError as error:
+            probe.trouble = error.reason
+
+    def _plant_again(self, place: Place) -> None:
+        file = next((file for probe in place.probes if (file := self._programs.open(probe.path)) is not None), None)
+        if place.arm in PLANTED and file is not None and file.id == place.file:
+            try:
+                self.planting.add(place, file)
+            except ProbeError as error:
+                for probe in place.probes:
+                    probe.trouble = error.reason
 
     def _look_at_instruction(self, probe: Uprobe, file: ProgramFile) -> None:
         """Where its page is in memory, know whether the processor has it."""
@@ -400,6 +448,7 @@ class Uprobes:
         self._symbols.clear()
 
     def _drop(self, place: Place) -> None:
+        self.planting.remove(place)
         places = self._files[place.file]
         del places[place.offset]
         if not places:
@@ -421,7 +470,7 @@ class Uprobes:
 
     def _leave(self, space: int, address: int) -> None:
         sites = self._sites[space]
-        del sites[address]
+        self.planting.left(sites.pop(address), space, address)
         if not sites:
             del self._sites[space]
         self._unuse(address)
@@ -475,7 +524,7 @@ class Uprobes:
         for probe in self._probes:
             taken = region.file not in self._files and probe.path.rpartition("/")[2] == region.name
             if (taken or not probe.places) and (file := self._programs.open(probe.path)) is not None:
-                self._attach(probe, file)
+                self._attach_late(probe, file)
         if self._following:
             self._find_leaving(mapped)
         for place in self._files.get(region.file, {}).values():
@@ -487,6 +536,8 @@ class Uprobes:
     def stands(self, vaddr: int) -> bool:
         space = self._programs.space(self._machine.cpu)
         place = self._sites.get(space, {}).get(vaddr)
+        if place is not None and place.arm in PLANTED and self.planting.covers(place, vaddr):
+            return False
         armed = place is not None and place.armed
         return armed or self._returns.stands(space, vaddr) or self._counters.stands(space, vaddr)
 
@@ -494,7 +545,7 @@ class Uprobes:
         space = self._programs.space(cpu)
         regs = Regs(self._machine, self._arch.user_convention(cpu.bits), cpu, vaddr)
         self._returns.arrive(space, vaddr, regs)
-        place = self._sites.get(space, {}).get(vaddr)
+        place = self._standing(space, vaddr)
         if place is None or (self._repeats(cpu, place, vaddr) and regs.ip == vaddr):
             cpu.pc = regs.ip & regs.convention.mask
             return None
@@ -511,6 +562,17 @@ class Uprobes:
                 self._returns.enter(probe, place.offset, space, regs)
         cpu.pc = regs.ip & regs.convention.mask
         return None
+
+    def _standing(self, space: int, vaddr: int) -> Place | None:
+        """The place that the running program has at an address, or that an int3 there is of."""
+        place = self._sites.get(space, {}).get(vaddr)
+        planted = self.planting.at(vaddr)
+        if planted is not None:
+            assert isinstance(planted, Place)
+            return planted
+        if place is not None and place.armed and place.arm in PLANTED:
+            self.planting.reached(place, vaddr)
+        return place
 
     def _repeats(self, cpu: Cpu, place: Place, vaddr: int) -> bool:
         """This is a further iteration of a string instruction, whose first was the hit."""

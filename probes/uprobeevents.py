@@ -5,15 +5,14 @@ Rules: as `traceevents`; knows files only by what the definition says and the pr
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable
 from dataclasses import replace
 
 from emu.iface import Cpu
 from probes.arch import Convention
-from probes.errors import ProbeError
 from probes.eventoptions import Options, task_filter
 from probes.fetch import EntryValues, FetchContext
+from probes.planting import user_arm
 from probes.regs import Regs
 from probes.spec import UprobeSpec
 from probes.traceevents import TraceEvent
@@ -35,8 +34,6 @@ def make_uprobe(
     event: TraceEvent, spec: UprobeSpec, context: FetchContext, absent: Callable[[int], str | None], options: Options
 ) -> Uprobe:
     """The probe of a definition. `absent` gives a string of a program that is not in memory now; None: no memory."""
-    if options.get("arm", "auto") == "int3":
-        raise ProbeError(errno.EOPNOTSUPP, "--arm int3 is not available for uprobes: nothing in memory is changed")
     base = 0
 
     def file_base(cpu: Cpu) -> int:
@@ -67,4 +64,5 @@ def make_uprobe(
         is_wanted if wanted is not None else None,
         offset=place.offset if place.symbol is not None else 0,
         ref_ctr_offset=place.reference,
+        arm=user_arm(options.get("arm", "auto")),
     )

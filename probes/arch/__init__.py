@@ -182,15 +182,16 @@ class ProbeArch(Protocol):
         """True where a PC hook fired for a further iteration of a string instruction already counted."""
         ...
 
-    def trampoline(self) -> int:
-        """The address that return probes put on a stack in place of a return address: an int3 in the slot window.
+    def gate(self, key: Hashable) -> int:
+        """An address where the guest comes to us: an int3 in the slot window, the same one for the same `key`.
 
-        It may change when the guest's tables or the machine's state do. ProbeError ENOMEM or MachineError without one.
+        Return probes put one on a stack in place of a return address. It may change when the guest's tables or the
+        machine's state do. ProbeError ENOMEM or MachineError without one.
         """
         ...
 
-    def trampoline_trap(self, cpu: Cpu, vector: int) -> tuple[int, BackEnd] | None:
-        """Whether a trap in the window came at the trampoline, whose address is then `cpu.pc`.
+    def gate_trap(self, cpu: Cpu, vector: int) -> tuple[int, BackEnd] | None:
+        """Whether a trap in the window came at a gate, whose address is then `cpu.pc`.
 
         INT3: its own int3 has run. HOOK: another trap came first, which the guest must see once it has returned.
         """

@@ -139,7 +139,7 @@ class X86Arch:
         self._owner = owner
         self._free: deque[int] = deque()
         self._used: dict[int, X86Probe] = {}
-        self._trampoline: X86Probe | None = None
+        self._gates: dict[Hashable, X86Probe] = {}
         self._step: _Step | None = None
         self._repeats: dict[int, tuple[int, int, int, int, int]] = {}
 
@@ -153,8 +153,8 @@ class X86Arch:
     # ---------------------------------------------------------------------------------------- preparing and arming
 
     def arch_prepare(self, address: int, function: int | None) -> X86Probe:
-        if self._trampoline is not None and address == self._trampoline.code:
-            return self._trampoline
+        if (gate := self._gate_at(address)) is not None:
+            return gate
         probe = X86Probe(address)
         try:
             self._check_boundary(address, function)
@@ -169,18 +169,18 @@ class X86Arch:
 
     def arch_arm(self, prepared: Prepared, back_end: BackEnd) -> None:
         probe = _ours(prepared)
-        if probe is self._trampoline:
+        if self._is_gate(probe):
             return  # its slot holds an int3 for good
         if back_end is BackEnd.INT3:
             self._make_slot(probe)
         self._machine.text.arm(probe.address, self._owner, back_end)
 
-    def trampoline(self) -> int:
-        if self._trampoline is None:
+    def gate(self, key: Hashable) -> int:
+        probe, window = self._gates.get(key), self._machine.window
+        if probe is None:
             if not self._free:
-                raise ProbeError(errno.ENOMEM, "no free slot for the return trampoline")
-            self._trampoline = X86Probe(0, slot=self._free.popleft())
-        probe, window = self._trampoline, self._machine.window
+                raise ProbeError(errno.ENOMEM, "no instruction slot is free")
+            probe = self._gates[key] = X86Probe(0, slot=self._free.popleft())
         offset = (probe.slot or 0) * SLOT_SIZE
         address = window.address(offset)
         if address != probe.code:
@@ -188,14 +188,17 @@ class X86Arch:
             probe.address = probe.code = address
         return address
 
-    def trampoline_trap(self, cpu: Cpu, vector: int) -> tuple[int, BackEnd] | None:
-        if self._trampoline is None:
-            return None
-        address = self._trampoline.address
-        if vector == _BP and cpu.pc == address + 1:
-            cpu.pc = address
-            return address, BackEnd.INT3
-        return (address, BackEnd.HOOK) if cpu.pc == address else None
+    def gate_trap(self, cpu: Cpu, vector: int) -> tuple[int, BackEnd] | None:
+        if vector == _BP and self._gate_at(cpu.pc - 1) is not None:
+            cpu.pc -= 1
+            return cpu.pc, BackEnd.INT3
+        return (cpu.pc, BackEnd.HOOK) if self._gate_at(cpu.pc) is not None else None
+
+    def _gate_at(self, address: int) -> X86Probe | None:
+        return next((gate for gate in self._gates.values() if gate.code == address), None)
+
+    def _is_gate(self, probe: X86Probe) -> bool:
+        return any(gate is probe for gate in self._gates.values())
 
     def arch_refresh(self, prepared: Prepared) -> bool:
         probe = _ours(prepared)
@@ -242,7 +245,7 @@ class X86Arch:
         probe = _ours(prepared)
         window, insn = self._machine.window, probe.insn
         probe.short = None
-        if probe is self._trampoline:
+        if self._is_gate(probe):
             returned = Short(observe=False, uncount=1, to=probe.address)
             window.shorten((probe.slot or 0) * SLOT_SIZE, arrive(returned), 1)
             return
@@ -306,7 +309,7 @@ class X86Arch:
         self._machine.text.disarm(prepared.address, self._owner)
 
     def arch_remove(self, prepared: Prepared) -> None:
-        if prepared is self._trampoline:
+        if self._is_gate(_ours(prepared)):
             return  # its slot stays reserved
         # The copy stays findable until its slot is taken again: a handler may remove the very probe that was hit.
         slot = _ours(prepared).slot

@@ -22,7 +22,7 @@ from probes.linux.program import NotAvailable
 from probes.linux.saved import user_registers
 from probes.linux.system import VM_MAYSHARE, VM_SHARED, VM_WRITE, Linux
 from probes.linux.tasks import current_tasks
-from probes.programs import Ended, Event, Exited, FileId, Forked, Mapped, ProgramFile, Region, Unmapped
+from probes.programs import Ended, Event, Exited, FileId, Forked, Mapped, PageCache, ProgramFile, Region, Unmapped
 from probes.regs import Regs
 
 _MAX_LINKS: Final = 40  # MAXSYMLINKS, include/linux/namei.h
@@ -235,6 +235,9 @@ class LinuxPrograms:
             return self._tasks.address()
         except MemoryFault:
             return 0
+
+    def cache(self) -> PageCache:
+        raise NotAvailable("--arm int3 and --arm aops are", "nobody knows this kernel's page cache")
 
     # --------------------------------------------------------------------------------------------------------- events
 

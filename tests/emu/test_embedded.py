@@ -196,7 +196,7 @@ def test_results_are_the_same_on_both_word_sizes() -> None:
         ("deaths=4", {"dying_target": 4, "do_exit": 4}),
         ("traps=2", {"int3": 2, "traps": 6, "fixup_exception": 6}),
         ("patch=2", {"patched_target": 4}),
-        ("opens=12", {"sys_open": 12, "strncpy_from_user": 12, "do_open": 12, "strcmp": 24}),
+        ("opens=12", {"sys_open": 12, "strncpy_from_user": 12, "do_open": 12, "strcmp": 36}),
         ("getpids=5", {"sys_getpid": 5}),
         ("crash", {"kill_current": 1, "do_exit": 1}),
         # the program's pages 0 and 1, the data's 0 .. 4, and after the eviction of those seven 0 and 1 again
@@ -205,6 +205,13 @@ def test_results_are_the_same_on_both_word_sizes() -> None:
         # data's 4 has none. Out of the cache go the six given up and the six evicted
         ("partial faults=1", {"end_page_read": 7, "disk_readpages_partial": 6, "remove_from_page_cache": 12}),
         ("sum=2", {"sum_file": 2, "end_page_read": 3}),
+        # in page 1 of /big, its neighbour with it, and in a page beyond 4 GiB
+        ("big=3", {"disk_readpages": 2, "disk_readpage": 1, "end_page_read": 5}),
+        # the fault of page 0 finds its read failed and asks again, once for each page
+        ("ioerrors=2 user=1", {"end_page_read": 5, "remove_from_page_cache": 2}),
+        ("drop user=1 drop user=1", {"end_page_read": 6, "drop_pages": 4, "unmap_page": 3}),
+        ("cow=1 user=2", {"break_cow": 1, "do_anonymous_page": 2}),
+        ("both=2", {"sum_file": 2, "sys_write": 2}),
         ("user=2", {"sys_write": 1, "disk_readpages": 1, "disk_readpage": 1, "end_page_read": 3}),
     ],
 )
@@ -235,6 +242,21 @@ def test_ring_3_results_arrive(bits: int) -> None:
 def test_file_reads_back_as_it_was_put_there(bits: int) -> None:
     """sum=1 reads /bin/program through the page cache: every byte is the assembled program's."""
     assert finish(bits, "sum=1").value("work_result") == sum(embedded_program(bits).code)
+
+
+@pytest.mark.parametrize("bits", [64, 32])
+def test_writer_is_counted_and_can_be_denied(bits: int) -> None:
+    """write=N changes the disk; with a negative i_writecount it is told ETXTBSY and changes nothing."""
+    wrote = finish(bits, "write=7 sum=1")
+    assert wrote.value("work_result") == sum(embedded_program(bits).code) + 7
+    machine = power_on(bits, "write=7 exit=0")
+    guest = Guest(machine, bits)
+    stop_at(machine, guest, "do_write")
+    count = guest.address("program_inode") + layout.offset(bits, "INODE", "i_writecount")
+    machine.memory.write(count, (-1 & (1 << bits) - 1).to_bytes(bits // 8, "little"))
+    assert machine.run(ENOUGH) == GuestExit(0)
+    assert guest.value("work_result") == -26 & (1 << bits) - 1
+    assert machine.memory.read(guest.address("disk_program") + 8191, 1) == b"\0"
 
 
 # ------------------------------------------------------------------------------------------------- worth probing: how

@@ -18,6 +18,12 @@ preempted by the timer. Command line: words in order, `name` or `name=N` (N is 1
     getpids=N    ring 3 asks for its pid (SYSCALL or SYSENTER; the others use SYSCALL or int 0x80)
     sum=N        the kernel adds up the bytes of /bin/program, read through the page cache, into `work_result`
     partial      from here on readpages fails half-way: it reads its first page and gives the others up
+    ioerrors=N   the next N reads of a page fail: it goes out of the page cache, and whoever wants it asks again
+    drop         all cached pages are dropped
+    both=N       N times, ring 3 runs from pages read anew while the helper task reads /data
+    cow=N        ring 3 gets a private copy of page N of /bin/program
+    write=N      the last byte of page 1 of /bin/program becomes N, on the disk; `work_result` < 0: writers are denied
+    big=N        ring 3 calls the function in page 1 of /big and that in page layout.BIG_HIGH, N times each
     crash        ring 3 executes ud2 and is killed
     loop  idle  panic  exit=N  reset  poweroff  halt  triple  doublefault      what they say; these do not return
 

@@ -39,3 +39,15 @@ SYM_DATA_START(disk_data)                    // page p is filled with the letter
     .fill 4096, 1, 0x44
     .fill 4096, 1, 0x45
 SYM_DATA_END(disk_data)
+    .balign 4096
+SYM_DATA_START(disk_big)                     // three of the 16 pages that /big repeats
+    .fill 4096, 1, 0x90
+    .fill 16, 1, 0x90
+SYM_DATA_START(big_target)                   // long big_target(long v): v + 1; 16 bytes into the page
+    mov xax, arg1
+    inc xax
+    ret
+SYM_DATA_END(big_target)
+    .balign 4096
+    .fill 4096, 1, 0x90
+SYM_DATA_END(disk_big)

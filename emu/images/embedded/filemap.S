@@ -23,8 +23,10 @@ SYM_FUNC_START(filemap_fault)
     mov xbx, [xsp]
     mov xbx, [xbx + VMA.file]
     mov xbx, [xbx + FILE.f_mapping]
-    mov xcx, [xsp + W]
-    mov xax, [xbx + MAPPING.pages + xcx * W]
+    mov arg2, [xsp + W]
+    mov arg1, xbx
+    call page_slot
+    mov xax, [xax]
     test xax, xax
     jz .Lnot_cached
     test dword ptr [xax + PAGE.flags], PG_UPTODATE
@@ -33,6 +35,7 @@ SYM_FUNC_START(filemap_fault)
     call sleep_on                            // a page is its own wait channel
     jmp .Lfilemap_again
 .Lnot_cached:
+    mov xcx, [xsp + W]
     mov xax, [xsp]
 .if BITS == 64
     mov rdi, [rax + VMA.file]
@@ -80,7 +83,10 @@ SYM_FUNC_START(page_cache_read)
     inc xcx
     cmp xcx, [xbx + MAPPING.size]
     jae .Lread_one
-    cmp WORD ptr [xbx + MAPPING.pages + xcx * W], 0
+    mov arg2, xcx
+    mov arg1, xbx
+    call page_slot
+    cmp WORD ptr [xax], 0
     jne .Lread_one
 .if BITS == 64
     mov rdi, rbx
@@ -127,6 +133,27 @@ SYM_FUNC_START(page_cache_read)
     ret
 SYM_FUNC_END(page_cache_read)
 
+// struct page **page_slot(struct address_space *mapping, unsigned long index): where that page is kept, see layout.slot;
+// changes no other register
+SYM_FUNC_START(page_slot)
+.if BITS == 64
+    mov rax, rsi
+    shr rax, 20
+    xor eax, esi
+    and eax, CACHE_SLOTS - 1
+    lea rax, [rdi + rax * 8 + MAPPING.pages]
+.else
+    push ecx
+    mov ecx, edx
+    shr ecx, 20
+    xor ecx, edx
+    and ecx, CACHE_SLOTS - 1
+    lea eax, [eax + ecx * 4 + MAPPING.pages]
+    pop ecx
+.endif
+    ret
+SYM_FUNC_END(page_slot)
+
 // struct page *add_to_page_cache(struct address_space *mapping, unsigned long index): a new page, locked, without data
 SYM_FUNC_START(add_to_page_cache)
     push xbp
@@ -145,7 +172,13 @@ SYM_FUNC_START(add_to_page_cache)
     mov WORD ptr [xax + PAGE.flags], PG_ALLOCATED + PG_LOCKED
     mov [xax + PAGE.index], xcx
     mov [xax + PAGE.mapping], xbx
-    mov [xbx + MAPPING.pages + xcx * W], xax
+    push xax
+    mov arg2, xcx
+    mov arg1, xbx
+    call page_slot
+    pop xcx
+    mov [xax], xcx
+    mov xax, xcx
     inc WORD ptr [xbx + MAPPING.nrpages]
     pop xbx
     pop xbp
@@ -259,16 +292,24 @@ SYM_FUNC_START(complete_reads)
     ret
 SYM_FUNC_END(complete_reads)
 
-// void end_page_read(struct page *page): data has arrived: copy it, mark the page up to date, unlock it, wake who waits
+// void end_page_read(struct page *page): data has arrived: copy it, mark the page up to date, unlock it, wake who waits;
+// while io_errors lasts none has, and the page goes out of the cache
 SYM_FUNC_START(end_page_read)
     push xbp
     mov xbp, xsp
     push xbx
     COUNT(end_page_read)
     mov xbx, arg1
+    cmp WORD ptr [REL(io_errors)], 0
+    je .Lread_well
+    dec WORD ptr [REL(io_errors)]
+    call remove_from_page_cache
+    jmp .Lread_over
+.Lread_well:
     mov xcx, [xbx + PAGE.mapping]
     mov xcx, [xcx + MAPPING.host]
     mov xdx, [xbx + PAGE.index]
+    and edx, CACHE_SLOTS - 1
     shl xdx, 12
     add xdx, [xcx + INODE.data]
     mov xcx, [xbx + PAGE.frame]
@@ -283,6 +324,7 @@ SYM_FUNC_START(end_page_read)
 .endif
     call memcpy
     mov WORD ptr [xbx + PAGE.flags], PG_ALLOCATED + PG_UPTODATE
+.Lread_over:
     mov arg1, xbx
     call wake_up
     pop xbx
@@ -299,10 +341,10 @@ SYM_FUNC_START(drop_pages)
     pushfx
     cli
     mov xbx, arg1
-    xor ecx, ecx                             // index
+    xor ecx, ecx                             // slot
     xor edx, edx                             // pages dropped
 .Ldrop_next:
-    cmp xcx, [xbx + MAPPING.size]
+    cmp ecx, CACHE_SLOTS
     jae .Ldropped
     mov xax, [xbx + MAPPING.pages + xcx * W]
     test xax, xax
@@ -332,16 +374,29 @@ SYM_FUNC_START(drop_pages)
     ret
 SYM_FUNC_END(drop_pages)
 
-// void remove_from_page_cache(struct page *page): its frame is free again
+// void remove_from_page_cache(struct page *page): tell its operations, then its frame is free again
 SYM_FUNC_START(remove_from_page_cache)
     push xbp
     mov xbp, xsp
+    push xbx
     COUNT(remove_from_page_cache)
-    mov xcx, [arg1 + PAGE.mapping]
+    mov xbx, arg1
+    mov xcx, [xbx + PAGE.mapping]
     dec WORD ptr [xcx + MAPPING.nrpages]
-    mov WORD ptr [arg1 + PAGE.flags], 0
-    mov xdx, [arg1 + PAGE.index]
-    mov WORD ptr [xcx + MAPPING.pages + xdx * W], 0
+    mov arg2, [xbx + PAGE.index]
+    mov arg1, xcx
+    call page_slot
+    mov WORD ptr [xax], 0
+    mov xcx, [xbx + PAGE.mapping]
+    mov xcx, [xcx + MAPPING.a_ops]
+    mov xcx, [xcx + AOPS.freepage]
+    test xcx, xcx
+    jz .Lnobody_told
+    mov arg1, xbx
+    call xcx                                 // void (*freepage)(page)
+.Lnobody_told:
+    mov WORD ptr [xbx + PAGE.flags], 0
+    pop xbx
     pop xbp
     ret
 SYM_FUNC_END(remove_from_page_cache)
@@ -391,11 +446,11 @@ SYM_FUNC_START(sum_file)
     ret
 SYM_FUNC_END(sum_file)
 
-SYM_DATA_START(disk_aops)                    // struct address_space_operations, writable: { readpage, readpages }
-    .pointer disk_readpage, disk_readpages
+SYM_DATA_START(disk_aops)                    // struct address_space_operations, writable: { readpage, readpages, freepage }
+    .pointer disk_readpage, disk_readpages, 0
 SYM_DATA_END(disk_aops)
 SYM_DATA_START(partial_aops)                 // of the disk that fails half-way
-    .pointer disk_readpage, disk_readpages_partial
+    .pointer disk_readpage, disk_readpages_partial, 0
 SYM_DATA_END(partial_aops)
 // struct file { f_inode, f_mapping }
 SYM_DATA_START(program_file)
@@ -404,13 +459,19 @@ SYM_DATA_END(program_file)
 SYM_DATA_START(data_file)
     .pointer data_inode, data_mapping
 SYM_DATA_END(data_file)
-// struct inode { ino, name, size in bytes, data on the disk, i_mapping }
+SYM_DATA_START(big_file)
+    .pointer big_inode, big_mapping
+SYM_DATA_END(big_file)
+// struct inode { ino, name, data on the disk, i_mapping, i_writecount: who writes, or negative, who denies it }
 SYM_DATA_START(program_inode)
-    .pointer 1, program_name, PROGRAM_PAGES * 4096, disk_program, program_mapping
+    .pointer 1, program_name, disk_program, program_mapping, 0
 SYM_DATA_END(program_inode)
 SYM_DATA_START(data_inode)
-    .pointer 2, data_name, DATA_PAGES * 4096, disk_data, data_mapping
+    .pointer 2, data_name, disk_data, data_mapping, 0
 SYM_DATA_END(data_inode)
+SYM_DATA_START(big_inode)
+    .pointer 3, big_name, disk_big, big_mapping, 0
+SYM_DATA_END(big_inode)
 // struct address_space { host, a_ops, nrpages, size in pages, pages[16] }
 SYM_DATA_START(program_mapping)
     .pointer program_inode, disk_aops, 0, PROGRAM_PAGES, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0
@@ -418,11 +479,19 @@ SYM_DATA_END(program_mapping)
 SYM_DATA_START(data_mapping)
     .pointer data_inode, disk_aops, 0, DATA_PAGES, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0
 SYM_DATA_END(data_mapping)
+SYM_DATA_START(big_mapping)
+    .pointer big_inode, disk_aops, 0, BIG_PAGES, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0
+SYM_DATA_END(big_mapping)
 program_name:
     .asciz "/bin/program"
 data_name:
     .asciz "/data"
+big_name:
+    .asciz "/big"
     .balign 8
+SYM_DATA_START(io_errors)                    // so many reads to come fail
+    .pointer 0
+SYM_DATA_END(io_errors)
 SYM_DATA_START(read_queue_head)
     .pointer 0
 SYM_DATA_END(read_queue_head)

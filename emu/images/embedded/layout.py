@@ -22,17 +22,20 @@ STRUCTURES: dict[str, tuple[str, ...]] = {
     # sched.S. state: TASK_*; wait: what it sleeps on; ptes: 0 for a kernel task; next: a ring without the idle task
     "TASK": (*("pid", "comm", "state", "sp", "stack_top", "cr3", "ptes", "wait", "wake_tick", "exit_code", "next"),),
     # mm.S, filemap.S
-    "VMA": ("start", "size", "file"),
+    "VMA": ("start", "size", "file", "pgoff"),
     "FILE": ("f_inode", "f_mapping"),
-    "INODE": ("ino", "name", "size", "data", "i_mapping"),
+    "INODE": ("ino", "name", "data", "i_mapping", "i_writecount"),
     "MAPPING": ("host", "a_ops", "nrpages", "size", "pages"),
-    "AOPS": ("readpage", "readpages"),
+    "AOPS": ("readpage", "readpages", "freepage"),
     "PAGE": ("flags", "index", "mapping", "frame"),
     # entry.S, main.S
     "GATE": ("vector", "handler", "type"),
     "WORKLOAD": ("name", "fn", "length"),
 }
-"""Fields of each structure in order. MAPPING.pages is the first of 16 words: the page cache, by page index."""
+"""Fields of each structure in order. MAPPING.pages is the first of CACHE_SLOTS words, see `slot`; size is in pages."""
+
+CACHE_SLOTS = 16
+"""Pages of a file that can be in memory at a time."""
 
 _FRAME = ("vector", "error", "ip", "cs", "flags", "sp", "ss")
 WORD_SIZE_STRUCTURES: dict[int, dict[str, tuple[str, ...]]] = {
@@ -66,6 +69,10 @@ WORD_SIZE_STRUCTURES: dict[int, dict[str, tuple[str, ...]]] = {
 
 PROGRAM_PAGES = 3
 DATA_PAGES = 5
+BIG_PAGES = 0x100002
+"""Of /big, which repeats itself every 16 pages and is larger than 4 GiB: byte offsets do not fit into 32 bits."""
+BIG_HIGH = 0x100001
+"""The page of /big at USER_BIG_HIGH; page 1, of the same bytes, is at USER_BIG."""
 _CONSTANTS = {
     "COMMAND_LINE_SIZE": COMMAND_LINE_SIZE,
     "PIT_DIVISOR": round(PIT_HZ / HZ),
@@ -79,10 +86,15 @@ _CONSTANTS = {
     "NR_PAGES": 32,
     "PROGRAM_PAGES": PROGRAM_PAGES,
     "DATA_PAGES": DATA_PAGES,
+    "BIG_PAGES": BIG_PAGES,
+    "BIG_HIGH": BIG_HIGH,
+    "CACHE_SLOTS": CACHE_SLOTS,
     "USER_START": USER_PROGRAM,
     "USER_PROGRAM": USER_PROGRAM,
     "USER_DATA": 0x50_0000,
     "USER_ALIAS": 0x60_0000,
+    "USER_BIG": 0x68_0000,
+    "USER_BIG_HIGH": 0x6C_0000,
     "USER_STACK_END": 0x80_0000,
     "BAD_ADDRESS": 0x10,
     "TIMER_VECTOR": 0x20,
@@ -106,6 +118,8 @@ _CONSTANTS = {
     "WORK_CALLS": 3,
     "WORK_GETPIDS": 4,
     "WORK_CRASH": 5,
+    "WORK_BIG": 6,
+    "O_WRONLY": 1,
 }
 
 
@@ -113,6 +127,11 @@ def offset(bits: int, structure: str, member: str) -> int:
     """Bytes from the start of `structure` to `member` ("TASK", "pid"); KeyError or ValueError if there is no such."""
     fields = STRUCTURES.get(structure) or WORD_SIZE_STRUCTURES[bits][structure]
     return fields.index(member) * (bits // 8)
+
+
+def slot(index: int) -> int:
+    """Which of MAPPING.pages holds the page `index` of a file."""
+    return (index ^ index >> 20) % CACHE_SLOTS
 
 
 def names(bits: int, pae: bool) -> dict[str, str]:

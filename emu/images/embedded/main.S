@@ -268,6 +268,99 @@ SYM_FUNC_START(do_partial)                   // partial: from now on readpages r
     ret
 SYM_FUNC_END(do_partial)
 
+SYM_FUNC_START(do_ioerrors)                  // ioerrors=N: the next N reads of a page fail
+    mov [REL(io_errors)], arg1
+    ret
+SYM_FUNC_END(do_ioerrors)
+
+SYM_FUNC_START(do_big)                       // big=N: ring 3 calls the function of either page of /big N times
+    push xbp
+    mov xbp, xsp
+    mov arg2, arg1
+    mov arg1, WORK_BIG
+    call run_user
+    pop xbp
+    ret
+SYM_FUNC_END(do_big)
+
+SYM_FUNC_START(do_cow)                       // cow=N: from now on ring 3 has a private copy of page N of /bin/program
+    push xbp
+    mov xbp, xsp
+    mov arg2, arg1
+    lea arg1, [REL(user_vmas)]
+    call break_cow
+    pop xbp
+    ret
+SYM_FUNC_END(do_cow)
+
+SYM_FUNC_START(do_drop)                      // drop: all cached pages are dropped
+    push xbp
+    mov xbp, xsp
+    call sys_drop_pages
+    pop xbp
+    ret
+SYM_FUNC_END(do_drop)
+
+SYM_FUNC_START(do_write)                     // write=N: N becomes the last byte of page 1 of /bin/program, if it may be
+    push xbp
+    mov xbp, xsp
+    push arg1
+    mov arg2, O_WRONLY
+    lea arg1, [REL(program_name)]
+    call do_open
+    pop xcx
+    mov [REL(work_result)], xax
+    test xax, xax
+    js .Lwrite_denied
+    lea xdx, [REL(disk_program)]
+    mov [xdx + 8191], cl
+    dec WORD ptr [REL(program_inode) + INODE.i_writecount]
+.Lwrite_denied:
+    pop xbp
+    ret
+SYM_FUNC_END(do_write)
+
+// both=N: N times, ring 3 runs from pages that are read for it while the helper task reads /data
+SYM_FUNC_START(do_both)
+    push xbp
+    mov xbp, xsp
+    push xbx
+    mov xbx, arg1
+    lea arg1, [REL(helper_task)]
+    lea arg2, [REL(data_reader)]
+    mov arg3, xbx
+    call task_init
+.Lboth_next:
+    call sys_drop_pages
+    mov arg2, 1
+    mov arg1, WORK_CALLS
+    call run_user
+    dec xbx
+    jg .Lboth_next
+    lea arg1, [REL(helper_task)]
+    call wait_for_task
+    pop xbx
+    pop xbp
+    ret
+SYM_FUNC_END(do_both)
+
+SYM_FUNC_START(data_reader)                  // void data_reader(long n): n times, add up what /data has, read anew
+    push xbp
+    mov xbp, xsp
+    push xbx
+    mov xbx, arg1
+.Lreader_next:
+    lea arg1, [REL(data_mapping)]
+    call drop_pages
+    lea arg1, [REL(data_vma)]
+    call sum_file
+    dec xbx
+    jg .Lreader_next
+    pop xbx
+    pop xbp
+    ret
+SYM_FUNC_END(data_reader)
+
 SYM_FUNC_START(do_idle)                      // idle: nothing, for ever
     push xbp
     mov xbp, xsp
@@ -344,6 +437,12 @@ SYM_DATA_START(workloads)
     .pointer name_getpids, do_getpids, 7
     .pointer name_sum, do_sum, 3
     .pointer name_partial, do_partial, 7
+    .pointer name_ioerrors, do_ioerrors, 8
+    .pointer name_big, do_big, 3
+    .pointer name_cow, do_cow, 3
+    .pointer name_drop, do_drop, 4
+    .pointer name_write, do_write, 5
+    .pointer name_both, do_both, 4
     .pointer name_crash, do_crash, 5
     .pointer name_idle, do_idle, 4
     .pointer name_panic, do_panic, 5
@@ -379,6 +478,18 @@ name_sum:
     .asciz "sum"
 name_partial:
     .asciz "partial"
+name_ioerrors:
+    .asciz "ioerrors"
+name_big:
+    .asciz "big"
+name_cow:
+    .asciz "cow"
+name_drop:
+    .asciz "drop"
+name_write:
+    .asciz "write"
+name_both:
+    .asciz "both"
 name_crash:
     .asciz "crash"
 name_idle:

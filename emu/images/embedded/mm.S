@@ -45,7 +45,8 @@ SYM_FUNC_START(handle_mm_fault)
     xor eax, eax
     jmp .Lmm_fault_done
 .Lvma_found:
-    shr xcx, 12                              // page index in the mapping
+    shr xcx, 12
+    add xcx, [xbx + VMA.pgoff]               // page index in the file
     cmp WORD ptr [xbx + VMA.file], 0
     je .Lanonymous
 .if BITS == 64
@@ -198,16 +199,58 @@ SYM_FUNC_START(unmap_page)
     ret
 SYM_FUNC_END(unmap_page)
 
+// long break_cow(struct vma *vma, unsigned long index): give ring 3 a private copy of a page of its first mapping, as a
+// debugger that writes into it does; 1
+SYM_FUNC_START(break_cow)
+    push xbp
+    mov xbp, xsp
+    push xbx
+    push arg2
+    COUNT(break_cow)
+    pushfx
+    cli
+    call filemap_fault
+    push WORD ptr [xax + PAGE.frame]
+    call do_anonymous_page
+    mov xbx, [xax + PAGE.frame]
+    pop xcx
+    add xcx, [REL(kernel_offset)]
+    mov xdx, xbx
+    add xdx, [REL(kernel_offset)]
+.if BITS == 64
+    mov rdi, rdx
+    mov rsi, rcx
+    mov edx, 4096
+.else
+    mov eax, edx
+    mov edx, ecx
+    mov ecx, 4096
+.endif
+    call memcpy
+    popfx
+    pop xcx
+    lea xdx, [REL(user_ptes)]
+    or xbx, 5                                // present, user
+    mov [xdx + xcx * PTE_SIZE], xbx
+    mov eax, 1
+    pop xbx
+    pop xbp
+    ret
+SYM_FUNC_END(break_cow)
+
 SYM_DATA_START(kernel_offset)
     .pointer KERNEL_OFFSET
 SYM_DATA_END(kernel_offset)
-// struct vma { start, size in bytes, file (0: anonymous) }: the address space of the ring-3 task
+// struct vma { start, size in bytes, file (0: anonymous), pgoff }: the address space of the ring-3 task
 SYM_DATA_START(user_vmas)
-    .pointer USER_PROGRAM, PROGRAM_PAGES * 4096, program_file
-    .pointer USER_DATA, DATA_PAGES * 4096, data_file
-    .pointer USER_ALIAS, DATA_PAGES * 4096, data_file  // the same file a second time
-    .pointer USER_STACK_END - 0x10000, 0x10000, 0
-    .pointer 0, 0, 0
+    .pointer USER_PROGRAM, PROGRAM_PAGES * 4096, program_file, 0
+data_vma:
+    .pointer USER_DATA, DATA_PAGES * 4096, data_file, 0
+    .pointer USER_ALIAS, DATA_PAGES * 4096, data_file, 0  // the same file a second time
+    .pointer USER_BIG, 4096, big_file, 1
+    .pointer USER_BIG_HIGH, 4096, big_file, BIG_HIGH
+    .pointer USER_STACK_END - 0x10000, 0x10000, 0, 0
+    .pointer 0, 0, 0, 0
 SYM_DATA_END(user_vmas)
 no_memory_message:
     .asciz "out of memory"

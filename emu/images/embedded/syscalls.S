@@ -103,11 +103,13 @@ SYM_FUNC_START(sys_open)                     // long sys_open(const char *name, 
     ret
 SYM_FUNC_END(sys_open)
 
-// int do_open(const char *name, int flags): the inode's number, or -2 (ENOENT)
+// int do_open(const char *name, int flags): the inode's number, or -2 (ENOENT), or -26 (ETXTBSY) for a writer who is
+// denied; a writer is counted
 SYM_FUNC_START(do_open)
     push xbp
     mov xbp, xsp
     push xbx
+    push arg2
     push arg1
     COUNT(do_open)
     lea xbx, [REL(inode_table)]
@@ -125,10 +127,17 @@ SYM_FUNC_START(do_open)
     add xbx, W
     test eax, eax
     jnz .Lopen_next
-    mov xax, [xbx - W]
-    mov xax, [xax + INODE.ino]
+    mov xcx, [xbx - W]
+    mov xax, [xcx + INODE.ino]
+    test WORD ptr [xsp + W], O_WRONLY
+    jz .Lopen_found
+    mov xax, -26
+    cmp WORD ptr [xcx + INODE.i_writecount], 0
+    jl .Lopen_found
+    inc WORD ptr [xcx + INODE.i_writecount]
+    mov xax, [xcx + INODE.ino]
 .Lopen_found:
-    pop xcx
+    add xsp, 2 * W
     pop xbx
     pop xbp
     ret
@@ -216,7 +225,7 @@ SYM_DATA_START(sys_call_table)
     .pointer sys_exit, sys_getpid, sys_write, sys_open, sys_next_work, sys_work_done, sys_drop_pages
 SYM_DATA_END(sys_call_table)
 SYM_DATA_START(inode_table)                  // every file there is
-    .pointer program_inode, data_inode, 0
+    .pointer program_inode, data_inode, big_inode, 0
 SYM_DATA_END(inode_table)
 SYM_DATA_START(work_op)
     .pointer 0

@@ -17,6 +17,8 @@ SYM_FUNC_START(user_main)
     je .Luser_calls
     cmp xax, WORK_GETPIDS
     je .Luser_getpids
+    cmp xax, WORK_BIG
+    je .Luser_big
     ud2                                      // WORK_CRASH
 .Luser_opens:
     lea arg2, [xsp + 2 * W]
@@ -34,6 +36,10 @@ SYM_FUNC_START(user_main)
 .Luser_getpids:
     mov arg1, [xsp + W]
     call user_getpids
+    jmp .Luser_done
+.Luser_big:
+    mov arg1, [xsp + W]
+    call user_big
 .Luser_done:
     mov xcx, xax
     mov arg1, SYS_WORK_DONE
@@ -201,6 +207,28 @@ SYM_FUNC_START(user_getpids)                 // long user_getpids(long n): the l
     pop xbp
     ret
 SYM_FUNC_END(user_getpids)
+
+SYM_FUNC_START(user_big)                     // long user_big(long n): calls big_target in both pages of /big, n times
+    push xbp
+    mov xbp, xsp
+    push xbx
+    push arg1                                // [xbp - 2W] n
+    xor ebx, ebx
+.Lbig_next:
+    inc xbx
+    mov arg1, xbx
+    mov xcx, USER_BIG + 16
+    call xcx
+    mov arg1, xbx
+    mov xcx, USER_BIG_HIGH + 16
+    call xcx
+    cmp xbx, [xbp - 2 * W]
+    jb .Lbig_next
+    pop xcx
+    pop xbx
+    pop xbp
+    ret
+SYM_FUNC_END(user_big)
 
 user_hello:
     .asciz "program: hello from ring 3\n"
