@@ -18,6 +18,7 @@ from tests.bench.hits import arming, hits
 from tests.bench.remote import remote
 from tests.bench.row import Effort, Row, Skipped, table
 from tests.bench.stubs import stubs
+from tests.bench.uprobes import uprobes
 
 GROUPS: dict[str, Callable[[Effort], Iterator[Row | Skipped]]] = {
     "boot": boots,
@@ -26,6 +27,7 @@ GROUPS: dict[str, Callable[[Effort], Iterator[Row | Skipped]]] = {
     "hits": hits,
     "arming": arming,
     "events": events,
+    "uprobes": uprobes,
     "embedded": embedded,
     "interrupt": interrupts,
     "remote": remote,

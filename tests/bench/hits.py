@@ -25,13 +25,11 @@ _NEVER_HIT = 1_000
 _INSTRUCTIONS = 3_000_000
 _UNSEEN = 0x10000  # from the loop to the code that never runs
 
-_AGAINST = "bare UC_HOOK_CODE, Python"
+AGAINST = "bare UC_HOOK_CODE, Python"
 
 
 def hits(effort: Effort) -> Iterator[Row]:
     """Each with an empty handler."""
-    yardstick = bare(_CALLS)
-    yardstick.hook_add(unicorn.UC_HOOK_CODE, lambda *_: None, begin=_FUNCTION, end=_FUNCTION)
     cases: dict[str, tuple[str, Callable[[], float]]] = {
         "kprobe hit, boosted": ("4", _probed([_kprobe()])),
         "kprobe hit, stepped for a post-handler": ("8", _probed([_kprobe(post_handler=_nothing)])),
@@ -42,13 +40,16 @@ def hits(effort: Effort) -> Iterator[Row]:
         "jprobe, 2 arguments": ("", _probed([Jprobe(kp=Kprobe(addr=_FUNCTION), entry=_entry)])),
     }
     sides = [side for _, side in cases.values()]
-    *ours, theirs = interleaved(effort.rounds, *sides, _runs(lambda: bare_run(yardstick)))
+    *ours, theirs = interleaved(effort.rounds, *sides, bare_hits())
     for (what, (limit, _)), value in zip(cases.items(), ours, strict=True):
-        yield Row(what, value, "us", theirs, _AGAINST, limit)
+        yield Row(what, value, "us", theirs, AGAINST, limit)
 
 
-def bare_run(yardstick: unicorn.Uc) -> None:
-    yardstick.emu_start(CODE, 0, count=_HITS * _ROUND)
+def bare_hits() -> Callable[[], float]:
+    """The yardstick: microseconds of each of its hits."""
+    yardstick = bare(_CALLS)
+    yardstick.hook_add(unicorn.UC_HOOK_CODE, _nothing, begin=_FUNCTION, end=_FUNCTION)
+    return _runs(lambda: yardstick.emu_start(CODE, 0, count=_HITS * _ROUND))
 
 
 def _nothing(*_: object) -> None: ...
