@@ -63,12 +63,15 @@ class Fault(Exception):
 # ------------------------------------------------------------------------------------------------- what is known there
 
 
+_WAITING: Final = "ustring!"
+
+
 class Context:
     """What an argument may refer to at its probe point.
 
     `kernel` or a program (uprobe); at a function's entry, at its return, or neither. `types` is the kernel's BTF and
     `function` the name to look up there; where there is none, `no_types` says why, for a person. `names` False: the
-    language before 6.5.
+    language before 6.5. `waits`: with the type ustring!, which Linux has not.
     """
 
     def __init__(
@@ -82,7 +85,9 @@ class Context:
         no_types: str | None = None,
         function: str | None = None,
         names: bool = True,
+        waits: bool = False,
     ) -> None:
+        self.waits = waits
         self.convention = convention
         self.names = names
         self.kernel = kernel
@@ -224,7 +229,10 @@ class _Body:
             self._fail(Refusal.BAD_TYPE, column)
         if text == "char" and not self._context.names:
             self._fail(Refusal.BAD_TYPE, column)
-        found = find_type(_container(text) if text.startswith("b") else text, word, count)
+        waits = self._context.waits and text == _WAITING and not count
+        found = find_type(_container(text) if text.startswith("b") else text.removesuffix("!" * waits), word, count)
+        if waits and found is not None:
+            return replace(found, waits=True)
         if found is None:
             self._fail(Refusal.BAD_TYPE, column)
         return found

@@ -92,7 +92,8 @@ class FetchContext:
 
     `ip_offset` is what %ip shows beyond pc: 1 in a breakpoint's frame. `entry` is set by the handler of a return
     before it fetches. `file_base` gives the address where offset 0 of a uprobe's file would lie; MemoryFault if none.
-    `absent` knows strings that are mapped and not in memory; None where nothing is mapped.
+    `absent` knows strings that are mapped and not in memory; None where nothing is mapped. `awaited` is the same for
+    those whose record waits for the page.
     """
 
     machine: Machine
@@ -102,6 +103,7 @@ class FetchContext:
     entry: EntryValues = field(default_factory=EntryValues)
     file_base: Callable[[Cpu], int] = _no_file
     absent: Callable[[int], str | None] = _no_memory
+    awaited: Callable[[int], str | None] = _no_memory
 
     def describe(self, address: int) -> str:
         """%pS: `name+0xoffset/0xsize`, with ` [module]` where it is one's, or the bare address."""
@@ -125,7 +127,7 @@ def compile_fetch(arg: FetchArg, context: FetchContext) -> Fetcher:
         return _memory(node, arg.type, context)
     number = _number(node, context)
     if arg.type.name in ("string", "ustring"):
-        return _array_or_scalar(number, _string_store(context), FetchType("string", 0), None)
+        return _array_or_scalar(number, _string_store(context, context.absent), FetchType("string", 0), None)
     convert = _converter(arg.type, context)
     return lambda cpu: _or_zero(number, cpu, convert)
 
@@ -258,7 +260,8 @@ def _memory(node: Deref, fetch_type: FetchType, context: FetchContext) -> Fetche
     if fetch_type.name in ("string", "ustring"):
         if fetch_type.count:
             return _string_array(address, fetch_type.count, context)
-        return _array_or_scalar(address, _string_store(context), fetch_type, None)
+        absent = context.awaited if fetch_type.waits else context.absent
+        return _array_or_scalar(address, _string_store(context, absent), fetch_type, None)
     convert, read = _converter(fetch_type, context), context.machine.memory.read
     size = context.convention.word if fetch_type.name == "symstr" else fetch_type.size
 
@@ -299,7 +302,7 @@ def _array_or_scalar(address: _Number, store: _Store, fetch_type: FetchType, fai
 
 def _string_array(address: _Number, count: int, context: FetchContext) -> Fetcher:
     """Strings through an array of pointers, as string[N] means on Linux."""
-    store, word, read = _string_store(context), context.convention.word, context.machine.memory.read
+    store, word, read = _string_store(context, context.absent), context.convention.word, context.machine.memory.read
 
     def follow(at: int) -> Scalar:
         return store(int.from_bytes(read(at, word), "little"))
@@ -307,14 +310,14 @@ def _string_array(address: _Number, count: int, context: FetchContext) -> Fetche
     return _array_or_scalar(address, follow, FetchType("string", word, count=count), None)
 
 
-def _string_store(context: FetchContext) -> _Store:
+def _string_store(context: FetchContext, absent: Callable[[int], str | None]) -> _Store:
     machine = context.machine
 
     def store(at: int) -> Scalar:
         try:
             return rawtext.decode(read_string(machine, at, PATH_MAX - 1))
         except MemoryFault:
-            return context.absent(at)
+            return absent(at)
 
     return store
 

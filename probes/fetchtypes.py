@@ -20,6 +20,7 @@ class FetchType:
 
     `name` is u8..x64, char, symbol, symstr, string or ustring; `size` is bytes of one element in a record. A bitfield
     is `width` bits from bit `low` of a container of `size` bytes; `count` is an array's length, 0 for a scalar.
+    `waits`: of a ustring whose page is not in memory the record waits for the page.
     """
 
     name: str
@@ -27,6 +28,7 @@ class FetchType:
     width: int = 0
     low: int = 0
     count: int = 0
+    waits: bool = False
 
     @property
     def is_string(self) -> bool:

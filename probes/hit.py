@@ -23,7 +23,20 @@ class Hit:
     `skip`: a trigger has set where the guest goes on."""
 
     __slots__ = (
-        *("_task", "_tasks", "at_ns", "cpu", "entered_ns", "instructions", "ip", "regs", "ret_ip", "skip", "values"),
+        *(
+            "_flags",
+            "_task",
+            "_tasks",
+            "at_ns",
+            "cpu",
+            "entered_ns",
+            "instructions",
+            "ip",
+            "regs",
+            "ret_ip",
+            "skip",
+            "values",
+        ),
     )
 
     def __init__(
@@ -48,6 +61,7 @@ class Hit:
         self.skip = False
         self._tasks = tasks
         self._task: Task | None = None
+        self._flags: int | None = None
 
     @property
     def task(self) -> Task:
@@ -59,7 +73,13 @@ class Hit:
     @property
     def flags(self) -> int:
         """enum trace_flag_type: what the task has, and whether the processor takes interrupts."""
+        if self._flags is not None:
+            return self._flags
         return self.task.flags | (0 if self.regs.cpu.eflags & _EFLAGS_IF else IRQS_OFF)
+
+    def keep(self) -> None:
+        """It will be recorded later: what is read of the processor and its task is read now."""
+        self._flags = self.flags
 
 
 Getter: TypeAlias = Callable[[Hit], Value]

@@ -14,6 +14,7 @@ from typing import Final
 
 from emu.iface import Guest, Machine
 from probes.arch.x86 import X86Arch
+from probes.awaited import Awaited
 from probes.btf import Btf
 from probes.core import Kprobes
 from probes.discovery import linux_says, spread
@@ -117,14 +118,14 @@ class Manager:
         self._uprobes: Uprobes | None = None
         self._copies = copies
         self._machine = machine
-        self._convention = arch.convention
         kernel = kernel_types(machine)
         current = kernel if isinstance(kernel, str) else current_tasks(machine.memory, kernel)
         linux = None if isinstance(current, str) else current
         known = find_tasks(machine, linux)
         guest: Guest | None = getattr(machine, "guest", None)
         self._linux: Linux | None = None
-        self._context = FetchContext(machine, arch.convention, tasks or linux or known)
+        awaited = Awaited(machine, lambda: self.uprobes.programs, self.register, self.unregister)
+        self._context = FetchContext(machine, arch.convention, tasks or linux or known, awaited=awaited.text)
         unknown = kernel if isinstance(kernel, str) else current if isinstance(current, str) else None
         self._unknown_tasks = unknown if tasks is None and not known.tells else None
         self._scope = GuestScope(machine, arch.convention, guest.btf if guest is not None else bytes)
@@ -141,7 +142,7 @@ class Manager:
         )
         self._kretprobes = Kretprobes(machine, arch, self._kprobes, known)
         self._shadow = known.is_linux  # how events follow returns where nobody says
-        self.events = Events(machine, self.trace, self._context, self._scope)
+        self.events = Events(machine, self.trace, self._context, self._scope, awaited)
         self._events: dict[str, _Event] = {}
         self._registered: dict[Probe, None] = {}  # in this order
         machine.trap_client = self._kprobes
@@ -307,7 +308,7 @@ class Manager:
         return [spec.listing(), *(f"note: {note}" for note in made.notes)]
 
     def _add_uprobe(self, definition: str, options: Options) -> list[str]:
-        spec = parse_uprobe(definition, ProgramScope(self._convention), symbols=True)
+        spec = parse_uprobe(definition, ProgramScope(self._arch.convention), symbols=True)
         event = self._event_for(spec)
         armed = event.trace.armed if event.parts else not options.get("disabled")
         try:
@@ -478,7 +479,7 @@ class Manager:
 
     def _parse(self, definition: str) -> ProbeSpec:
         try:
-            spec = parse(definition, self._scope)
+            spec = parse(definition, self._scope, waits=True)
         except ProbeError as error:
             words = definition.split()
             if error.token == Refusal.BAD_PROBE_ADDR.name and len(words) > 1:

@@ -10,10 +10,13 @@ import enum
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
-from emu.iface import Cpu
-from probes.regs import Regs
+from emu.iface import Cpu, MemoryFault
+from probes import rawtext
+from probes.regs import PATH_MAX, Regs
+
+_PIECE: Final = 4096  # read at a time of a string in a file
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +112,19 @@ class Copy(Protocol):
     def read(self, offset: int, size: int) -> bytes:
         """Less than `size` at its end; MemoryFault where it cannot be read."""
         ...
+
+
+class NotPresent(str):
+    """What is shown of a string at `address` whose page is not in memory."""
+
+    __slots__ = ("address",)
+
+    address: int
+
+    def __new__(cls, address: int) -> NotPresent:
+        made = super().__new__(cls, "(not present)")
+        made.address = address
+        return made
 
 
 Copies: TypeAlias = Callable[[str], "AbstractContextManager[Copy | None]"]
@@ -248,3 +264,22 @@ class Programs(Protocol):
     def watch(self, tell: Callable[[Event], None]) -> Callable[[], None]:
         """Have `tell` called with what happens to mappings and threads, as it happens. -> a call that ends it."""
         ...
+
+
+def absent_text(programs: Programs, address: int) -> str | None:
+    """The string at an address of the running program whose page is not present, as far as the file's own pages are in
+    memory; None where no page can come, as nothing is mapped."""
+    found = programs.file_at(address)
+    if found is None:
+        return None
+    file, offset = found
+    try:
+        if file is None:
+            raise MemoryFault(address)
+        text = bytearray()
+        while len(text) < PATH_MAX and b"\0" not in text:
+            piece = file.read(offset + len(text), _PIECE - (offset + len(text)) % _PIECE)
+            text += piece or b"\0"
+    except MemoryFault:
+        return NotPresent(address)
+    return rawtext.decode(bytes(text[:PATH_MAX]).partition(b"\0")[0])

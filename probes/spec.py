@@ -199,13 +199,15 @@ def is_uprobe(line: str) -> bool:
     return len(words) > 1 and "/" in words[1]
 
 
-def parse(line: str, scope: KernelScope, *, default_group: str = KPROBES) -> ProbeSpec:
-    """A `p` or `r` line of kprobe_events; ProbeError with errno, text, caret and the kernel's token."""
-    return _KprobeParser(_definition(line, "SYMBOL[+OFFSET]|ADDRESS"), scope, default_group).parse()
+def parse(line: str, scope: KernelScope, *, default_group: str = KPROBES, waits: bool = False) -> ProbeSpec:
+    """A `p` or `r` line of kprobe_events; ProbeError with errno, text, caret and the kernel's token. `waits`: with the
+    type ustring! too, which Linux has not."""
+    return _KprobeParser(_definition(line, "SYMBOL[+OFFSET]|ADDRESS"), scope, default_group, waits).parse()
 
 
 def parse_uprobe(line: str, scope: FileScope, *, default_group: str = UPROBES, symbols: bool = False) -> UprobeSpec:
-    """A `p` or `r` line of uprobe_events; ProbeError. `symbols`: PATH:SYMBOL[+OFFSET] too, which Linux has not."""
+    """A `p` or `r` line of uprobe_events; ProbeError. `symbols`: PATH:SYMBOL[+OFFSET] and ustring! too, which Linux
+    has not."""
     return _UprobeParser(_definition(line, "PATH:OFFSET"), scope, default_group, symbols).parse()
 
 
@@ -307,8 +309,9 @@ class _Parser:
 
 
 class _KprobeParser(_Parser):
-    def __init__(self, words: list[str], scope: KernelScope, default_group: str) -> None:
+    def __init__(self, words: list[str], scope: KernelScope, default_group: str, waits: bool) -> None:
         super().__init__(words, default_group)
+        self._waits = waits
         self._scope = scope
 
     def parse(self) -> ProbeSpec:
@@ -329,6 +332,7 @@ class _KprobeParser(_Parser):
             types=self._scope.types if fetches else None,
             no_types=self._scope.no_types if fetches else None,
             names=self._scope.names,
+            waits=self._waits,
             function=None if place.symbol is None else _symbol(place),
         )
         texts = self._with_dentries(self._expanded(known)) if known.names else self._words[2:]
@@ -512,7 +516,7 @@ class _UprobeParser(_Parser):
             if place.symbol is not None:
                 event = re.sub(r"\W", "_", f"{head[0]}_{place.symbol}_{place.offset}", flags=re.ASCII)
             event = event[: MAX_NAME - 1]
-        known = Context(self._scope.convention, kernel=False, is_return=is_return)
+        known = Context(self._scope.convention, kernel=False, is_return=is_return, waits=self._symbols)
         args = self._args(self._words[2:], known)
         return UprobeSpec(" ".join(self._words), is_return, group, event, place, args)
 

@@ -15,6 +15,7 @@ from typing import Final, Protocol
 
 from emu.iface import Machine, MemoryFault
 from probes.actions import Trigger, Triggers, dump_lines
+from probes.awaited import Awaited
 from probes.errors import ProbeError
 from probes.fetch import FetchContext, Fetcher, Value, compile_fetch
 from probes.fetchargs import Deref, FetchArg
@@ -162,6 +163,7 @@ class TraceEvent:
         self.soft_disabled = False
         self._soft_users = 0
         self._triggered = False
+        self._waits = False  # for pages
 
     @property
     def name(self) -> str:
@@ -250,7 +252,10 @@ class TraceEvent:
     # --------------------------------------------------------------------------------------------------------- hits
 
     def taker(self, spec: Spec, context: FetchContext) -> Taker:
-        """What a probe calls."""
+        """What a probe calls. ProbeError where a page is to be waited for and this guest does not tell of any."""
+        if any(arg.type.waits for arg in spec.args):
+            self._events.awaited.check()
+            self._waits = True
         fetchers = [_fetcher(arg, context) for arg in spec.args]
         clock, tasks = context.machine.clock, context.tasks
 
@@ -274,16 +279,20 @@ class TraceEvent:
             for trigger in list(triggers.all):
                 if not trigger.after and not trigger.last:
                     trigger.fire(hit)
-        if recording and not self.soft_disabled and (self._accepts is None or self._accepts(hit)):
-            task = hit.task
-            places = (hit.ip, hit.ret_ip) if self.is_return else (hit.ip,)
-            payload = self.layout.pack(
-                (self.number & 0xFFFF, hit.flags, task.preempt_count, task.pid, *places), hit.values
-            )
-            ring.append(self.number, hit.at_ns, hit.instructions, hit.entered_ns, hit.cpu, task.comm, payload)
+        if recording and not self.soft_disabled and not (self._waits and self._events.awaited.defer(hit, self)):
+            self.record(hit)
         if triggers.conditional:
             for trigger in sorted((one for one in triggers.all if one.after or one.last), key=_is_last):
                 trigger.fire(hit)
+
+    def record(self, hit: Hit) -> None:
+        """Into the trace, where the filter lets it."""
+        if self._accepts is not None and not self._accepts(hit):
+            return
+        task = hit.task
+        places = (hit.ip, hit.ret_ip) if self.is_return else (hit.ip,)
+        payload = self.layout.pack((self.number & 0xFFFF, hit.flags, task.preempt_count, task.pid, *places), hit.values)
+        self._events.ring.append(self.number, hit.at_ns, hit.instructions, hit.entered_ns, hit.cpu, task.comm, payload)
 
     # ------------------------------------------------------------------------------------------------ actions.Actor
 
@@ -417,6 +426,7 @@ class Events:
     ring: TraceRing
     context: FetchContext
     scope: KernelScope
+    awaited: Awaited
     log: list[str] = field(default_factory=list)
     """The newest entries of error_log, as they are printed there."""
 
@@ -440,6 +450,7 @@ class Events:
         for other in self:
             other.triggers.drop_target(event.group, event.event)
         del self._by_name[event.name]
+        self.awaited.give_up(event)
         event.close()
 
     def write_down(self, hit: Hit, title: str, lines: tuple[int, ...] | bytes, start: int) -> None:

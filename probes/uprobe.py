@@ -21,7 +21,6 @@ from typing import Final, TypeAlias, assert_never
 
 from emu.iface import Cpu, Machine, MemoryFault, Stop
 from emu.insn import MAX_INSN_SIZE, Encoding, InvalidInstruction, decode
-from probes import rawtext
 from probes.arch import ProbeArch
 from probes.blame import ask
 from probes.errors import ProbeError
@@ -38,10 +37,11 @@ from probes.programs import (
     Programs,
     Region,
     Unmapped,
+    absent_text,
 )
 from probes.programsymbols import functions, identity
 from probes.refctr import SIZE, RefCounters
-from probes.regs import PATH_MAX, Regs
+from probes.regs import Regs
 from probes.uretprobe import LEAVING, End, Ends, UserReturn, UserReturns
 
 Handler: TypeAlias = Callable[["Uprobe", Regs], object]
@@ -223,26 +223,17 @@ class Uprobes:
     def disable(self, probe: Uprobe) -> None:
         self._switch(probe, disabled=True)
 
+    @property
+    def programs(self) -> Programs:
+        return self._programs
+
     def open(self, path: str) -> ProgramFile | None:
         """What the guest has under that path now."""
         return self._programs.open(path)
 
     def absent_text(self, address: int) -> str | None:
-        """The string at an address of the running program whose page is not present; None where none can come."""
-        found = self._programs.file_at(address)
-        if found is None:
-            return None
-        file, offset = found
-        try:
-            if file is None:
-                raise MemoryFault(address)
-            text = bytearray()
-            while len(text) < PATH_MAX and b"\0" not in text:
-                piece = file.read(offset + len(text), _PIECE - (offset + len(text)) % _PIECE)
-                text += piece or b"\0"
-        except MemoryFault:
-            return "(not present)"
-        return rawtext.decode(bytes(text[:PATH_MAX]).partition(b"\0")[0])
+        """See programs.absent_text."""
+        return absent_text(self._programs, address)
 
     def info(self, probe: Uprobe) -> list[str]:
         """Where it stands now and what became of what it follows."""

@@ -68,7 +68,6 @@ class LinuxPrograms:
             raise NotAvailable("uprobes are", self._tasks)
         self._mask = _LONG if linux.kernel.btf.pointer_size == 8 else _PROTECTED
         self._split: bool | None = None  # user mode has tables of its own (page-table isolation)
-        self._tell: Callable[[Event], None] = lambda event: None
         self._watches = {
             "uprobe_mmap": self._on_mmap,
             "move_page_tables": self._on_move,
@@ -243,8 +242,7 @@ class LinuxPrograms:
 
     def watch(self, tell: Callable[[Event], None]) -> Callable[[], None]:
         """ProbeError where this kernel lacks one of the functions."""
-        self._tell = tell
-        probes = [Kprobe(symbol=name, pre_handler=self._handler(call)) for name, call in self._watches.items()]
+        probes = [Kprobe(symbol=name, pre_handler=self._handler(call, tell)) for name, call in self._watches.items()]
         register_together(probes, self._kprobes.register, self._kprobes.unregister)
 
         def end() -> None:
@@ -253,7 +251,9 @@ class LinuxPrograms:
 
         return end
 
-    def _handler(self, call: Callable[[Regs], Event | None]) -> Callable[[Kprobe, Regs], None]:
+    def _handler(
+        self, call: Callable[[Regs], Event | None], tell: Callable[[Event], None]
+    ) -> Callable[[Kprobe, Regs], None]:
         def handler(kp: Kprobe, regs: Regs) -> None:
             try:
                 with self._linux.asking("what happens to programs is"):
@@ -262,7 +262,7 @@ class LinuxPrograms:
                 kp.notes = (error.reason,)  # memory of the kernel's that it has destroyed itself
                 return
             if event is not None:
-                self._tell(event)
+                tell(event)
 
         return handler
 

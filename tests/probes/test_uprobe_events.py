@@ -8,9 +8,11 @@ import pytest
 
 from emu.iface import ConsoleMatch
 from emu.images.embedded import embedded_program
-from probes import Manager, ProbeError
+from probes import Manager, ProbeError, Regs, Uprobe
+from probes.spec import parse
 from tests.support.embedded import power_on
 from tests.support.kernels import another, run_shell, run_until
+from tests.support.modules import kernel_modules
 from tests.support.programs import LIBC, bring, build, equipped
 
 
@@ -78,15 +80,78 @@ def test_function_by_name_in_a_library_before_exec() -> None:
     assert back[0].endswith("magic=0x464c457f")  # the file's first bytes, as the program has them mapped
 
 
-def test_string_that_is_not_in_memory() -> None:
-    """From the page cache where the file has it; else what is missing is said, and what can never come is a fault."""
+@pytest.mark.parametrize("kernel", ["amd64", "i386"])
+def test_string_that_is_not_in_memory(kernel: str) -> None:
+    """From the page cache where the file has it; else what is missing is said, and what can never come is a fault.
+
+    Or the record waits: for the page, which is empty when it comes, or for the end of the program.
+    """
+    machine = another(kernel)
+    manager = Manager(machine)
+    wide = machine.guest.bits == 64
+    options = ("-nostdlib", "-static", "-fno-stack-protector", *(() if wide else ("-m32", "-fno-pic", "-no-pie")))
+    bring(machine, manager.linux, {"/bin/absent": build("absent.c", *options)})
+    string = "+0(%di)" if wide else "+0(+4(%sp))"
+    manager.add("uprobe", f"p:show /bin/absent:show text={string}:string")
+    assert manager.add("uprobe", f"p:wait /bin/absent:show text={string}:ustring!") == [
+        f"p:uprobes/wait /bin/absent:show text={string}:ustring!"
+    ]
+    before = machine.text.armed_bytes()
+    run_shell(machine, "absent")
+    records = {name: [one for one in manager.trace.last() if one.event == name] for name in ("show", "wait")}
+    shown = {name: [one.text().rpartition("text=")[2] for one in records[name]] for name in records}
+    assert shown["show"] == ['"in the file only"', '"(not present)"', "(fault)", '"(not present)"']
+    assert shown["wait"] == ['"in the file only"', "(fault)", '""', '"(not present)"']
+    assert [one.timestamp_ns for one in records["wait"]] == [records["show"][at].timestamp_ns for at in (0, 2, 1, 3)]
+    assert machine.text.armed_bytes() == before
+
+
+def test_string_on_a_disk_is_recorded_when_it_has_been_read() -> None:
+    """At the moment of the hit nobody had it; a filter sees what came. A kernel's own probe can wait as well."""
+    machine = equipped("amd64")
+    manager = Manager(machine)
+    files = {"/bin/late": build("late.c"), "/brd.ko": kernel_modules("amd64", ("brd",))["brd"]}
+    bring(machine, manager.linux, files)
+    run_shell(
+        machine, "insmod /brd.ko rd_size=4096; mke2fs /dev/ram0 >/dev/null; mkdir /mnt; mount -t ext4 /dev/ram0 /mnt"
+    )
+    run_shell(machine, "echo from the disk >/mnt/text; sync; echo 3 >/proc/sys/vm/drop_caches")
+    manager.add("uprobe", "p:wait /bin/late:show text=+0(%di):ustring!")
+    manager.add("uprobe", "p:other /bin/late:show text=+0(%di):ustring!")
+    other = manager.events.get("uprobes/other")
+    assert other is not None
+    other.set_filter('text ~ "*here*"')
+    manager.add("kprobe", "p:open do_sys_openat2 file=+0($arg2):ustring!")
+    assert run_shell(machine, "late /mnt/text; echo $?") == "0"
+    shown = [(one.event, one.arguments[0][2]) for one in manager.trace.last()]
+    assert [value for name, value in shown if name == "wait"] == ["from the disk\n"] * 2
+    assert not any(name == "other" for name, _ in shown)
+    assert ("open", "/mnt/text") in shown
+    assert not {None, "(not present)"} & {value for _, value in shown}
+    with pytest.raises(ProbeError, match="Unknown type"):  # Linux has no such type
+        parse("p:x do_sys_openat2 file=+0($arg2):ustring!", manager.events.scope)
+
+
+def test_record_that_waits_goes_with_its_event() -> None:
+    """Deleted while its page is not there, the event leaves the record as it is, and no probe on the kernel."""
     machine = another("amd64")
     manager = Manager(machine)
-    bring(machine, manager.linux, {"/bin/absent": build("absent.c", "-nostdlib", "-static", "-fno-stack-protector")})
-    manager.add("uprobe", "p:show /bin/absent:show text=+0(%di):string")
+    before = machine.text.armed_bytes()
+    options = ("-nostdlib", "-static", "-fno-stack-protector")
+    bring(machine, manager.linux, {"/bin/absent": build("absent.c", *options)})
+    manager.add("uprobe", "p:wait /bin/absent:show text=+0(%di):ustring!")
+    calls: list[int] = []
+
+    def third(up: Uprobe, regs: Regs) -> None:
+        calls.append(regs.di)
+        if len(calls) == 3:
+            manager.delete("wait")
+
+    probe = Uprobe("/bin/absent", "show", third)
+    manager.register(probe)
     run_shell(machine, "absent")
-    assert [record.text().rpartition("text=")[2] for record in manager.trace.last()] == [
-        '"in the file only"',
-        '"(not present)"',
-        "(fault)",
-    ]
+    manager.unregister(probe)
+    shown = [one.text().rpartition("text=")[2] for one in manager.trace.last()]
+    assert shown[0] == '"in the file only"'
+    assert '"(not present)"' in shown
+    assert machine.text.armed_bytes() == before
