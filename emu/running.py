@@ -135,6 +135,8 @@ class RunLoop(Events, BreakHits):
             self._passed = None
         if skip is not None and skip[0] != pc and self._skip_since == self.clock.instructions:
             self._skip_breakpoint = None  # a debugger has moved the pc away
+        elif skip is not None and skip[0] == pc and not (self.text.place_at(pc) or self.text.hooked(pc)):
+            self._skip_breakpoint = None  # ... or has taken the breakpoint out: one that is set there later is another
         self.watched.forget()
         return self._reported(
             self._guarded(lambda: self._loop(lambda: end is not None and self.clock.instructions >= end, end))

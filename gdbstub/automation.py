@@ -244,7 +244,7 @@ class GdbSession:
         elif kind in ("console", "target", "log", "output"):
             self._text.append(str(payload or ""))
         elif record["message"] == "stopped":
-            self._stops.append(_stopped(payload))
+            self._stops.append(_stopped(payload or {}))  # a breakpoint whose commands are silent has none
 
 
 def _stopped(payload: dict[str, Any]) -> Stopped:

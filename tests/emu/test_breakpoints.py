@@ -76,6 +76,18 @@ def test_a_step_off_a_place_does_not_hide_a_breakpoint_set_there_later(guest: Ti
 
 
 @pytest.mark.parametrize("hardware", [False, True])
+def test_going_on_from_a_breakpoint_taken_out_does_not_hide_one_set_there_later(guest: Tiny, hardware: bool):
+    """gdb's `tbreak`, `continue`, and the same again: the guest comes back with the same stack."""
+    machine = guest.machine
+    machine.insert_breakpoint(AGAIN, hardware)
+    assert (machine.run(), machine.instructions) == (Breakpoint(AGAIN, hardware), 1)
+    machine.remove_breakpoint(AGAIN, hardware)
+    assert machine.run(1) == Budget(2)
+    machine.insert_breakpoint(AGAIN, hardware)
+    assert (machine.run(), machine.instructions) == (Breakpoint(AGAIN, hardware), 4)
+
+
+@pytest.mark.parametrize("hardware", [False, True])
 def test_a_breakpoint_where_nothing_can_be_fetched_comes_before_the_page_fault(bits: int, hardware: bool):
     """gdb has functions return to a breakpoint on the stack, which may not be executable; going on is the fault."""
     guest = Tiny(bits, f"mov eax, {UNMAPPED}; jmp xax")
