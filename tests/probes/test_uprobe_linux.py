@@ -16,7 +16,7 @@ from probes import Manager, ProbeError, Regs, Uprobe
 from probes.programs import ProgramFile
 from probes.programsymbols import functions
 from tests.support.kernels import another, run_shell, type_line
-from tests.support.programs import COLD, COLD32, bring, build
+from tests.support.programs import COLD, COLD32, GUESTS, bring, build
 
 BUSYBOX = "/bin/busybox"
 LOOKS = ("looks.c", "-nostdlib", "-static", "-fno-stack-protector", "-fno-pic", "-no-pie")
@@ -93,20 +93,19 @@ def test_file_that_does_not_exist_yet(kernel: str) -> None:
     assert probe.hits == 3
 
 
-def test_program_that_reads_its_own_flags_stack_and_code(kernel: str) -> None:
+@pytest.mark.parametrize(("kernel", "bits"), GUESTS, indirect=["kernel"])
+def test_program_that_reads_its_own_flags_stack_and_code(kernel: str, bits: int) -> None:
     """Probed on every instruction of the function that looks: no TF, its own return address, its own bytes."""
     machine = another(kernel)
     manager = Manager(machine)
-    bring(machine, manager.linux, {"/bin/looks": build(*LOOKS, f"-m{machine.guest.bits}")})
+    bring(machine, manager.linux, {"/bin/looks": build(*LOOKS, f"-m{bits}")})
     bare = run_shell(machine, "looks; echo $?")
     assert bare == "0"
     file = manager.uprobes.open("/bin/looks")
     assert file is not None
     start = functions(file.read)["looks"]
     code = file.read(start, functions(file.read)["looks_end"] - start)
-    probes = [
-        Uprobe("/bin/looks", start + at, ret_handler=lambda ri, regs: None) for at, _ in spans(code, machine.guest.bits)
-    ]
+    probes = [Uprobe("/bin/looks", start + at, ret_handler=lambda ri, regs: None) for at, _ in spans(code, bits)]
     for probe in probes:
         manager.register(probe)
     assert run_shell(machine, "looks; echo $?") == bare
@@ -136,33 +135,36 @@ def test_i386_kernel() -> None:
     calls_of_cold(another("i386"), COLD32)
 
 
-def test_two_hundred_processes_while_probes_come_and_go() -> None:
-    """Each at addresses of its own, some killed; then nothing is left: no site, no followed call, no place in text."""
-    machine = another("amd64")
+@pytest.mark.parametrize("kernel", ["amd64", "i386"], indirect=True)
+def test_two_hundred_processes_while_probes_come_and_go(kernel: str) -> None:
+    """Each at addresses of its own, forty killed inside; then nothing is left: no site, no call, no place in text."""
+    machine = another(kernel)
     manager = Manager(machine)
-    bring(machine, manager.linux, {"/tmp/cold": build(*COLD)})
+    program, *options = COLD if machine.guest.bits == 64 else COLD32
+    files = {"/tmp/cold": build(program, *options), "/tmp/stays": build(program, *options, "-DSTAYS")}
+    bring(machine, manager.linux, files)
     before = machine.text.armed_bytes()
-    lasting = Uprobe("/tmp/cold", "cold", ret_handler=lambda ri, regs: None)
-    manager.register(lasting)
-    passing = [Uprobe("/tmp/cold", name, ret_handler=lambda ri, regs: None) for name in ("cold", "run", "_start")]
-    type_line(
-        machine,
-        "i=0; while [ $i -lt 200 ]; do /tmp/cold & i=$((i+1)); [ $((i%7)) = 0 ] && kill -9 $!; done; wait; echo over",
-    )
+    ending, staying = (Uprobe(path, "cold", ret_handler=lambda ri, regs: None) for path in files)
+    manager.register(ending)
+    manager.register(staying)
+    passing = [Uprobe(path, name, ret_handler=lambda ri, regs: None) for path in files for name in ("cold", "run")]
+    passing += [Uprobe(path, "_start") for path in files]
+    start = '/tmp/cold & /tmp/cold & /tmp/cold & /tmp/cold & /tmp/stays & k="$k $!"'
+    type_line(machine, f"for i in $(seq 40); do {start}; done; usleep 99999; kill -9 $k; wait; echo over")
     turn = 0
     while "\nover" not in machine.console.text.replace("\r", ""):
-        machine.run(4_000_000)
-        probe = passing[turn % 3]
+        machine.run(8_000_000)
+        probe = passing[turn % len(passing)]
         (manager.unregister if probe.registered else manager.register)(probe)
         turn += 1
-    assert turn > 15
-    assert lasting.ends.entries >= 3 * 150
-    assert lasting.ends.live == 0
-    assert manager.uprobes.addresses(lasting) == []
-    for probe in [lasting, *passing]:
+    assert turn > len(passing)
+    assert str(ending.ends) == "480 entries = 480 returned + 0 live + 0 missed"
+    assert str(staying.ends) == "120 entries = 80 returned + 0 live + 0 missed + 40 died"
+    for probe in [ending, staying, *passing]:
+        assert manager.uprobes.addresses(probe) == []
+        assert probe.ends.live == 0
         if probe.registered:
             manager.unregister(probe)
-        assert probe.ends.live == 0
     assert (machine.breaks.client, machine.breaks.armed, machine.text.armed_bytes()) == (None, [], before)
 
 

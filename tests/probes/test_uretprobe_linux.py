@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from emu.boot import GuestMachine
 from probes import Manager, Uprobe
 from tests.support.kernels import run_shell
 from tests.support.programs import GUESTS, LIBC, LIBC32, equipped
@@ -27,6 +28,15 @@ class Calls:
         return {name: str(probe.ends) for (_, name), probe in self.probes.items()}
 
 
+def as_bare(machine: GuestMachine, kernel: str, bits: int, command: str) -> str:
+    """What `command` prints in `machine`; as much, as many instructions and the same RAM as in one without probes."""
+    bare = equipped(kernel, bits)
+    printed = run_shell(bare, command)
+    assert run_shell(machine, command) == printed
+    assert (machine.clock.instructions, machine.ram_sha256()) == (bare.clock.instructions, bare.ram_sha256())
+    return printed
+
+
 def nothing_left(manager: Manager, calls: Calls) -> bool:
     return not any(manager.uprobes.addresses(probe) or probe.ends.live for probe in calls.probes.values())
 
@@ -38,7 +48,7 @@ def test_dynamic_program_with_its_library_forks_and_threads(kernel: str, bits: i
     libc = LIBC if bits == 64 else LIBC32
     places = [(libc, name) for name in ("malloc", "puts", "fork", "__libc_start_main")]
     calls = Calls(manager, *places, ("/bin/dynamic", "work"), ("/bin/dynamic", "main"))
-    assert run_shell(machine, "dynamic; echo $?").splitlines() == [
+    assert as_bare(machine, kernel, bits, "dynamic; echo $?").splitlines() == [
         "hello from a dynamic program",
         "child",
         "status 0",
@@ -64,7 +74,7 @@ def test_every_way_of_leaving_a_function(kernel: str, bits: int) -> None:
     manager = Manager(machine)
     names = ("leaf", "jumps", "tail", "yields", "moves", "dies", "execs")
     calls = Calls(manager, *(("/bin/leaving", name) for name in names))
-    assert run_shell(machine, "/bin/leaving") == "tail 12\nmoved 42"
+    assert as_bare(machine, kernel, bits, "/bin/leaving") == "tail 12\nmoved 42"
     assert calls.ends() == {
         "leaf": "13 entries = 13 returned + 0 live + 0 missed",
         "jumps": "15 entries = 0 returned + 0 live + 0 missed + 15 longjmp",
@@ -83,7 +93,7 @@ def test_exceptions_leave_functions_and_are_caught_as_ever(kernel: str, bits: in
     machine = equipped(kernel, bits)
     manager = Manager(machine)
     calls = Calls(manager, *(("/bin/throws", name) for name in ("thrower", "catcher", "passer", "main")))
-    assert run_shell(machine, "throws") == "sum 96"
+    assert as_bare(machine, kernel, bits, "throws") == "sum 96"
     assert calls.ends() == {
         "thrower": "12 entries = 0 returned + 0 live + 0 missed + 12 exception",
         "catcher": "4 entries = 4 returned + 0 live + 0 missed",
