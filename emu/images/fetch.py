@@ -113,12 +113,14 @@ def _download(architecture: str, pattern: str, root: Path, record: Path, progres
         f"by hand: put the packages {pattern} and {BUSYBOX} ({architecture}, from packages.debian.org) into "
         f"{root / _PLACED} and run this again; or `gdbstub boot FILE --initrd FILE`, which takes any kernel"
     )
+    userlands: list[tuple[Apt, Candidate]] = []  # any release's serves with any kernel: the first there is
     for apt in archives(architecture, root, progress):
         try:
             kernels = _candidates(apt, pattern)
-            userlands = apt.newest_first([BUSYBOX])
+            userlands += [(apt, found) for found in apt.newest_first([BUSYBOX])]
             if kernels and userlands:
-                userland = apt.download(userlands[0])
+                source, found = userlands[0]
+                userland = source.download(found)
                 chosen, kernel = _first_of(kernels, apt, progress)
                 fetched = _unpack(chosen, kernel, userland, root, record, progress)
                 userland.unlink()
