@@ -7,7 +7,6 @@ hit at mmap, exec, fork and exit, not at page faults.
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -25,7 +24,6 @@ from probes.linux.tasks import current_tasks
 from probes.programs import Ended, Event, Exited, FileId, Forked, Mapped, PageCache, ProgramFile, Region, Unmapped
 from probes.regs import Regs
 
-_MAX_LINKS: Final = 40  # MAXSYMLINKS, include/linux/namei.h
 _LONG: Final = 0x000FFFFFFFFFF000  # CR3's address of a top-level table: 4-level, and legacy or PAE
 _PROTECTED: Final = 0xFFFFFFE0
 _USER: Final = 3
@@ -82,47 +80,10 @@ class LinuxPrograms:
     def open(self, path: str) -> ProgramFile | None:
         """Absolute paths as init sees them. None too where a part of it is not in the kernel's cache of names."""
         try:
-            inode = self._follow(path)
+            inode = self._linux.follow(path)
         except NotAvailable:
             return None  # the kernel has not come that far
         return None if inode is None else LinuxFile(self._linux, inode)
-
-    def _follow(self, path: str) -> Object | None:
-        """The inode behind every symbolic link."""
-        links, done, left = 0, "", [part for part in path.split("/") if part]
-        inode = self._linux.inode("/")
-        while left:
-            part = left.pop(0)
-            if part == "..":
-                done = done.rpartition("/")[0]
-                inode = self._linux.inode(done or "/")
-            elif part != ".":
-                inode = self._linux.inode(f"{done}/{part}")
-                if inode is not None and stat.S_ISLNK(inode.i_mode.value_()):
-                    links += 1
-                    target = self._target(inode)
-                    if links > _MAX_LINKS or target is None:
-                        return None
-                    left = [piece for piece in target.split("/") if piece] + left
-                    done = "" if target.startswith("/") else done
-                    inode = self._linux.inode(done or "/")
-                else:
-                    done = f"{done}/{part}"
-            if inode is None:
-                return None
-        return inode
-
-    def _target(self, inode: Object) -> str | None:
-        """Where a link leads, if that is in memory."""
-        with self._linux.asking("the link is"):
-            if inode.i_link.read_():
-                data = bytes(inode.i_link.string_())
-            else:
-                try:
-                    data = LinuxFile(self._linux, inode).read(0, inode.i_size.value_())
-                except MemoryFault:
-                    return None
-        return data.decode("utf-8", "surrogateescape")
 
     # ------------------------------------------------------------------------------------------------------- mappings
 

@@ -6,6 +6,7 @@ shown escaped: a line stays a line.
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Final
@@ -37,12 +38,14 @@ def maps(linux: Linux, pid: int) -> list[str]:
     """/proc/PID/maps."""
     task = linux.task(pid)
     word = linux.kernel.btf.pointer_size
-    return [_mapping_line(linux, mapping, word) for mapping in linux.mappings(task.mm)]
+    lines = [_mapping_line(linux, mapping, word) for mapping in linux.mappings(task.mm)]
+    return lines or ["(none: a thread of the kernel's own, or a process that has ended)"]
 
 
 def files(linux: Linux, pid: int) -> list[str]:
     """What `ls -l /proc/PID/fd` shows of each descriptor."""
-    return [f"{descriptor} -> {_escaped(linux.path(file))}" for descriptor, file in linux.files(linux.task(pid))]
+    found = linux.files(linux.task(pid))
+    return [f"{descriptor} -> {_escaped(linux.path(file))}" for descriptor, file in found] or ["(none open)"]
 
 
 def modules(linux: Linux) -> list[str]:
@@ -66,11 +69,16 @@ def log(linux: Linux) -> list[str]:
 
 def page_cache(linux: Linux, path: str) -> list[str]:
     """A file's pages in memory: offset in the file, physical address; runs of pages that follow each other as one."""
-    inode = linux.inode(path)
+    what = f"the page cache of {path} is"
+    if not path.startswith("/"):
+        raise NotAvailable(what, "a path begins with /")
+    inode = linux.follow(path)
     if inode is None:
-        raise NotAvailable(f"the page cache of {path} is", "the kernel has no such name in its cache")
+        raise NotAvailable(what, "the kernel has no such name in its cache")
     with linux.asking("the file is"):
-        number, size = inode.i_ino.value_(), inode.i_size.value_()
+        number, size, kind = inode.i_ino.value_(), inode.i_size.value_(), stat.S_IFMT(inode.i_mode.value_())
+    if kind not in (stat.S_IFREG, stat.S_IFBLK):
+        raise NotAvailable(what, "it is no file that has pages")
     pages = linux.pages(inode)
     total = -(-size // PAGE)
     lines = [f"{path}: inode {number}, {size} bytes, {len(pages)} of {total} pages"]

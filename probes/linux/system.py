@@ -7,6 +7,7 @@ reason. Kernel objects are drgn's: `task.mm.exe_file` reads as it does in C, and
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from probes.linux.program import KernelMemory, NotAvailable, make_program, quest
 from probes.linux.tasks import LinuxTasks, current_tasks
 
 PAGE: Final = 0x1000
+_MAX_LINKS: Final = 40  # MAXSYMLINKS, include/linux/namei.h
 VM_READ, VM_WRITE, VM_EXEC, VM_SHARED, VM_MAYSHARE = 1, 2, 4, 8, 0x80  # include/linux/mm.h
 
 
@@ -146,9 +148,9 @@ class Linux:
     # --------------------------------------------------------------------------------------------------------- files
 
     def files(self, task: Object) -> list[tuple[int, Object]]:
-        """(descriptor, `struct file *`) of all a task has open."""
+        """(descriptor, `struct file *`) of all a task has open; not of one that an open() under way has reserved."""
         with self.asking("the files are"):
-            return list(for_each_file(task))
+            return [(descriptor, file) for descriptor, file in for_each_file(task) if file]
 
     def path(self, file: Object) -> str:
         """Of a `struct file *`, as /proc/PID/fd shows it."""
@@ -167,6 +169,43 @@ class Linux:
                 return None
             inode = found.dentry.d_inode.read_()
             return inode if inode else None
+
+    def follow(self, path: str) -> Object | None:
+        """`struct inode *` behind every symbolic link, as init sees an absolute path; None where a part of the way is
+        not in memory."""
+        links, done, left = 0, "", [part for part in path.split("/") if part]
+        inode = self.inode("/")
+        while left:
+            part = left.pop(0)
+            if part == "..":
+                done = done.rpartition("/")[0]
+                inode = self.inode(done or "/")
+            elif part != ".":
+                inode = self.inode(f"{done}/{part}")
+                if inode is not None and stat.S_ISLNK(inode.i_mode.value_()):
+                    links += 1
+                    target = self._target(inode)
+                    if links > _MAX_LINKS or target is None:
+                        return None
+                    left = [piece for piece in target.split("/") if piece] + left
+                    done = "" if target.startswith("/") else done
+                    inode = self.inode(done or "/")
+                else:
+                    done = f"{done}/{part}"
+            if inode is None:
+                return None
+        return inode
+
+    def _target(self, inode: Object) -> str | None:
+        """Where a link leads, if that is in memory."""
+        with self.asking("the link is"):
+            data = bytes(inode.i_link.string_()) if inode.i_link.read_() else None
+            size = inode.i_size.value_()
+        try:
+            data = data if data is not None else self.read_file(inode, 0, min(size, PAGE))
+        except MemoryFault:
+            return None
+        return data.decode("utf-8", "surrogateescape")
 
     def page(self, inode: Object, index: int) -> int | None:
         """Physical address of page `index` of a file, None where it is not in the page cache."""

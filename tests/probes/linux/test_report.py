@@ -30,8 +30,12 @@ def test_ps_is_the_guests_ps(linux: GuestMachine, system: Linux) -> None:
 
 
 def test_maps_and_files_are_those_of_proc(linux: GuestMachine, system: Linux) -> None:
-    """/proc/PID/maps to the column, and where each descriptor leads: files, pipes, a file without a name any more."""
+    """/proc/PID/maps to the column, and where each descriptor leads: files, pipes, a file without a name any more.
+
+    One process waits in open(), which has a descriptor for it already and no file.
+    """
     run_shell(linux, "exec 3>/tmp/gone; rm /tmp/gone; sleep 1000 | cat & exec 4</bin/busybox")
+    run_shell(linux, "mkfifo /tmp/pipe; cat /tmp/pipe & sleep 0.1")
     pids = [int(line.split()[0]) for line in report.processes(system)[1:] if not line.endswith("]")]
     assert len(pids) >= 4
     for pid in pids:
@@ -44,8 +48,9 @@ def test_maps_and_files_are_those_of_proc(linux: GuestMachine, system: Linux) ->
 
 
 def test_kernel_threads_have_no_mappings(system: Linux) -> None:
-    assert report.maps(system, 2) == []
-    assert report.files(system, 2) == []
+    """Which is said, in place of nothing."""
+    assert report.maps(system, 2) == ["(none: a thread of the kernel's own, or a process that has ended)"]
+    assert report.files(system, 2) == ["(none open)"]
 
 
 def test_a_process_that_is_not_there_is_said(system: Linux) -> None:
@@ -82,8 +87,10 @@ def test_page_cache_names_every_page_once(linux: GuestMachine, system: Linux) ->
         assert linux.memory.read_physical(paddr, 64) == system.read_file(inode, first, 64)
         end = last
     assert end == pages * 4096
-    with pytest.raises(NotAvailable, match="no such name"):
-        report.page_cache(system, "/no/such/file")
+    assert report.page_cache(system, "/bin/../bin/sh")[1:] == rows  # a link to it
+    for path, why in (("/no/such/file", "no such name"), ("bin/busybox", "begins with /"), ("/bin", "no file")):
+        with pytest.raises(NotAvailable, match=why):
+            report.page_cache(system, path)
 
 
 def _shown(linux: GuestMachine, command: str, budget: int = 400_000_000) -> list[str]:
