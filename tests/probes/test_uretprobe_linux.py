@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from emu.boot import GuestMachine
+from emu.insn import spans
 from probes import Manager, Uprobe
+from probes.programsymbols import functions
 from tests.support.kernels import run_shell
 from tests.support.programs import GUESTS, LIBC, LIBC32, equipped
 
@@ -100,6 +104,29 @@ def test_exceptions_leave_functions_and_are_caught_as_ever(kernel: str, bits: in
         "passer": "1 entries = 0 returned + 0 live + 0 missed + 1 exception",
         "main": "1 entries = 1 returned + 0 live + 0 missed",
     }
+
+
+def test_signals_in_the_middle_of_instructions_and_two_processes_that_take_turns(kernel: str, bits: int) -> None:
+    """A probe on each instruction of a loop whose stores fault and are done again after a signal: one hit each."""
+    machine = equipped(kernel, bits)
+    manager = Manager(machine)
+    file = manager.uprobes.open("/bin/signals")
+    assert file is not None
+    names = functions(file.read)
+    code = file.read(names["stores"], names["stores_end"] - names["stores"])
+    probes = [Uprobe("/bin/signals", names["stores"] + at) for at, _ in spans(code, bits)][-5:]
+    for probe in probes:
+        manager.register(probe)
+    calls = Calls(manager, *(("/bin/signals", name) for name in ("stores", "refused", "rang")))
+    printed = as_bare(machine, kernel, bits, "signals & signals & wait; wait")
+    assert re.findall(r"sum \d+", printed) == ["sum 299"] * 2
+    stores, refused, rang = (calls.probes["/bin/signals", name].ends for name in ("stores", "refused", "rang"))
+    rounds = stores.returned
+    assert [probe.hits for probe in probes] == [rounds * 300 + 2, *[rounds * 300] * 3, rounds]
+    assert str(stores) == f"{rounds + 2} entries = {rounds} returned + 0 live + 0 missed + 2 longjmp"
+    assert str(refused) == "602 entries = 600 returned + 0 live + 0 missed + 2 longjmp"
+    assert rang.returned == rang.entries >= 6
+    assert nothing_left(manager, calls)
 
 
 def test_killed_inside(kernel: str, bits: int) -> None:

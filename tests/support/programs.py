@@ -59,6 +59,7 @@ PROGRAMS = {
     "/bin/leaving": ("leaving.c", "-pthread", "-O2"),
     "/bin/throws": ("throws.cc", "-static-libstdc++"),
     "/bin/sleeper": ("sleeper.c",),
+    "/bin/signals": ("signals.c",),
     "/bin/mappings": ("mappings.c",),
     "/lib/place.so": ("place.c", "-shared", "-fPIC"),
 }
