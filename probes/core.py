@@ -25,6 +25,7 @@ from probes.regs import Regs
 
 MAX_HOOKS: Final = 200  # each PC hook slows translation and every hit of the others; measured, see the engine's notes
 COMFORTABLE_HOOKS: Final = 8
+_CODE: Final = frozenset("TtWwi?")  # kinds of symbols, as nm prints them, that may be code
 _MAX_DIVIDED: Final = 64  # one a stack; an interrupt's handler may never come back
 
 
@@ -72,6 +73,8 @@ class Kprobes:
         if not check_boundary:
             function = None
         ours = not check_boundary or self._machine.window.contains(address)  # a return site or trampoline
+        if self._settled and not ours and self._limits.in_init(address):
+            raise ProbeError(errno.EINVAL, "the kernel has freed this code at the end of its boot (.init.text)")
         refusal = None if ours else self._limits.refusal(address, init_freed=self._settled)
         if self._linux_limits and refusal is not None:
             raise ProbeError(refusal[0], f"Linux refuses this place: {refusal[1]}")
@@ -462,6 +465,9 @@ class Kprobes:
         found = symbols.find(address)
         if found is None and probe.symbol is not None:
             raise ProbeError(errno.ENOENT, f"{probe.symbol}+{probe.offset:#x} lies outside every symbol")
+        if found is not None and probe.symbol is not None and found[0].kind not in _CODE:
+            # An int3 there would be read as data; whoever means an address of code in it can give that.
+            raise ProbeError(errno.EINVAL, f"{found[0].name} is data (symbol kind {found[0].kind}), not code")
         return address & self._arch.convention.mask, None if found is None else found[0].address
 
     def _place_of(self, probe: Kprobe) -> Place:

@@ -164,3 +164,20 @@ def test_a_probe_on_the_guest_s_own_int3_is_hit_and_the_guest_gets_its_trap(bits
     assert (trap.hits, entry.hits) == (rounds, rounds)
     assert guest.counters == Guest(bare, bits).counters
     assert probed.ram_sha256() == bare.ram_sha256()
+
+
+@pytest.mark.parametrize(
+    ("symbol", "why"),
+    [
+        ("jiffies", "jiffies is data (symbol kind D), not code"),
+        ("kernel_init_freeable", "the kernel has freed this code at the end of its boot (.init.text)"),
+    ],
+)
+def test_what_is_no_code_now_is_refused(symbol: str, why: str) -> None:
+    """An int3 there would be read as data: the guest that has such probes computes something else."""
+    manager = Manager(another("amd64"))
+    with pytest.raises(ProbeError) as caught:
+        manager.register(Kprobe(symbol=symbol))
+    assert (caught.value.errno, caught.value.reason) == (errno.EINVAL, why)
+    with pytest.raises(ProbeError, match=r"data|freed"):
+        manager.add("kprobe", f"r:e {symbol}")
