@@ -342,7 +342,9 @@ class RunLoop(Events, BreakHits):
     def _fast_entry(self, enter: Callable[[int], None], name: str) -> None:
         """The engine adds the instruction's length to the pc after its hook."""
         cpu = self.cpu
-        length = next(n for n in range(2, 16) if n == 15 or self.traps.read(cpu.linear_pc + n - 2, 1) == b"\x0f")
+        planted, length = self.planted.at(cpu.linear_pc), 2
+        if planted is None or self.planted.original(planted) != 0x0F:  # else the opcode is under an int3 of ours
+            length = next(n for n in range(2, 16) if n == 15 or self.traps.read(cpu.linear_pc + n - 2, 1) == b"\x0f")
         if self.log is not None:
             self.log("syscall", f"{name} {cpu.gpr[0]} at {cpu.linear_pc:#x}")
         try:

@@ -113,7 +113,7 @@ class PageReads:
         self._awaited.update((mapping, index) for index in pages)
         if not self._completions:
             for name in self._cache.completions():
-                probe = Kprobe(symbol=name, pre_handler=lambda kp, regs: self._on_completion(regs))
+                probe = Kprobe(symbol=name, pre_handler=self._on_completion)
                 self._kprobes.register(probe)
                 self._completions.append(probe)
 
@@ -179,8 +179,8 @@ class PageReads:
     def _started(self, mapping: int, pages: range) -> None:
         self.expect(mapping, pages)
 
-    def _on_completion(self, regs: Regs) -> None:
-        page = self._cache.completed(regs)
+    def _on_completion(self, kp: Kprobe, regs: Regs) -> None:
+        page = self._cache.completed(kp.symbol or "", regs)
         if page is None or page.mapping not in self._hooked:
             return
         self._awaited.difference_update((page.mapping, page.index + n) for n in range(page.count))

@@ -198,7 +198,7 @@ class EmbeddedPageCache:
     def completions(self) -> list[str]:
         return ["wake_up"]
 
-    def completed(self, regs: Regs) -> CachedPage | None:
+    def completed(self, function: str, regs: Regs) -> CachedPage | None:
         """wake_up(channel): a page is its own wait channel."""
         (pages,) = self._guest.machine.symbols.lookup("mem_map")
         return self._guest.described(regs.arg(1)) if 0 <= regs.arg(1) - pages.address < pages.size else None

@@ -119,7 +119,13 @@ class Planting:
     def _take(self, file: ProgramFile) -> _File:
         cache = self.cache
         known = _File(file, cache.mapping(file))
-        known.undo.append(self._share(cache.deny(file)))
+        counts = [*cache.hold(file), cache.deny(file)]
+        for count in counts:
+            try:
+                known.undo.append(self._share(count))
+            except ProbeError:
+                self._undo(known)
+                raise
         self._files[file.id] = known
         return known
 
@@ -131,10 +137,13 @@ class Planting:
         reads = self._reads
         reads.hook(file)
         known.undo.append(lambda: reads.unhook(file))
-        known.undo += [self._share(count) for count in self.cache.hold(file)]
 
     def _let_go(self, known: _File) -> None:
         del self._files[known.file.id]
+        self._undo(known)
+
+    @staticmethod
+    def _undo(known: _File) -> None:
         for undo in reversed(known.undo):
             undo()
 

@@ -197,7 +197,7 @@ class PageCache(Protocol):
         """Functions of the kernel that every page passes when its read is over and before anybody can map it."""
         ...
 
-    def completed(self, regs: Regs) -> CachedPage | None:
+    def completed(self, function: str, regs: Regs) -> CachedPage | None:
         """At one of these: the page; None where it is something else."""
         ...
 

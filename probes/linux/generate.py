@@ -59,13 +59,16 @@ STRUCTURES: Final = {
     # files
     "path": "mnt dentry",
     "vfsmount": "mnt_root mnt_flags",
-    "mount": "mnt mnt_parent mnt_mountpoint mnt_mounts mnt_child",
+    "mount": "mnt mnt_parent mnt_mountpoint mnt_mounts mnt_child mnt_instance mnt_pcp mnt_count",
+    "mnt_pcp": "mnt_count",
     "dentry": "d_flags d_hash d_parent d_name d_inode d_op d_sb d_subdirs d_child d_children d_sib",
     "qstr": "name len",
     "dentry_operations": "d_dname",
-    "inode": "i_mode i_ino i_sb i_mapping i_size i_rdev i_op i_fop i_data i_nlink i_generation i_link i_writecount",
-    "address_space_operations": "read_folio readahead readpage readpages",
-    "super_block": "s_dev s_type s_id",
+    "inode": "i_mode i_ino i_sb i_mapping i_size i_rdev i_op i_fop i_data i_nlink i_generation i_link i_writecount "
+    "i_count",
+    "address_space_operations": "read_folio readahead readpage readpages free_folio freepage migrate_folio migratepage",
+    "readahead_control": "mapping _index _nr_pages",
+    "super_block": "s_dev s_type s_id s_bdev s_mounts",
     "file_system_type": "name",
     "address_space": "host i_pages nrpages a_ops i_mmap",
     "file": "f_path f_inode f_mapping f_mode f_flags f_pos f_op",
@@ -101,6 +104,7 @@ VARIABLES: Final = (
 )
 CONSTANTS: Final = (
     *("PIDTYPE_PID", "PIDTYPE_TGID", "LOG_CONT", "LOG_NEWLINE"),
+    *("PG_locked", "PG_uptodate", "PG_dirty", "PG_writeback", "PG_head"),
     *("desc_committed", "desc_finalized", "desc_reserved", "desc_reusable"),
     *("MODULE_STATE_LIVE", "MODULE_STATE_COMING", "MODULE_STATE_GOING", "MODULE_STATE_UNFORMED", "MOD_MEM_NUM_TYPES"),
 )

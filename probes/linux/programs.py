@@ -17,6 +17,7 @@ from drgn.helpers.linux.mm import vma_find
 from emu.iface import Cpu, Machine, MemoryFault
 from probes.core import Kprobes
 from probes.kprobe import Kprobe, register_together
+from probes.linux.pagecache import LinuxPageCache
 from probes.linux.program import NotAvailable
 from probes.linux.saved import user_registers
 from probes.linux.system import VM_MAYSHARE, VM_SHARED, VM_WRITE, Linux
@@ -197,7 +198,7 @@ class LinuxPrograms:
             return 0
 
     def cache(self) -> PageCache:
-        raise NotAvailable("--arm int3 and --arm aops are", "nobody knows this kernel's page cache")
+        return LinuxPageCache(self._machine, self._linux)
 
     # --------------------------------------------------------------------------------------------------------- events
 

@@ -7,18 +7,20 @@ the run. Descriptors are laid out as Linux has them (arch/x86/include/asm/segmen
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from emu.iface import Cpu, Halted
 from emu.images.plan import IDENTITY_TABLES_SIZE, Image, Segment, flat_start
 from emu.machine import Machine
 from emu.symbols import SymbolTable
-from probes.programs import Event, FileId, Mapped, ProgramFile, Region
+from probes.programs import CachedPage, Entry, Event, FileId, Mapped, PageCache, ProgramFile, Region
+from probes.regs import Regs
 
 MEMORY = 4 << 20
 KERNEL, HANDLERS, SYSCALL, TSS, TABLES = 0x100000, 0x108000, 0x109000, 0x10A000, 0x10B000
 IDTR, GDTR, FRAME, GDT, IDT = TABLES, TABLES + 0x10, TABLES + 0x20, TABLES + 0x80, 0x10C000
+WRITERS = 0x10F000  # a count
 PROGRAM, PROGRAM_SIZE, KERNEL_STACK, STACK = 0x110000, 0x2000, 0x1F0000, 0x1F8000
 EXIT = 0x81
 """The vector by which a program ends."""
@@ -94,8 +96,57 @@ class OneProgram:
     def user_stack(self) -> int | None:
         return None
 
+    def physical(self, space: int, address: int, *, store: bool = False) -> int | None:
+        return address
+
+    def may_store(self, address: int) -> bool:
+        return False
+
+    def resumes(self, space: int) -> Iterable[int]:
+        return ()
+
+    def cache(self) -> PageCache:
+        return Resident()
+
     def watch(self, tell: Callable[[Event], None]) -> Callable[[], None]:
         return lambda: None
+
+
+class Resident:
+    """Implements PageCache, for `--arm int3`: every page of the program is in memory, for good."""
+
+    table_size = 0
+    entries: Mapping[int, Entry] = {}
+
+    def mapping(self, file: ProgramFile) -> int:
+        return 0
+
+    def page(self, mapping: int, index: int) -> CachedPage | None:
+        return CachedPage(mapping, index, PROGRAM + index * 0x1000 - CODE_OFFSET, uptodate=True)
+
+    def hold(self, file: ProgramFile) -> Sequence[tuple[int, int, int]]:
+        return ()
+
+    def deny(self, file: ProgramFile) -> tuple[int, int, int]:
+        return WRITERS, 4, -1
+
+    def pointer(self, mapping: int) -> int:
+        raise NotImplementedError
+
+    def unread(self, file: ProgramFile) -> str | None:
+        return "nothing is ever read"
+
+    def started(self, entry: Entry, regs: Regs) -> tuple[int, range]:
+        raise NotImplementedError
+
+    def subject(self, entry: Entry, regs: Regs) -> CachedPage:
+        raise NotImplementedError
+
+    def completions(self) -> Sequence[str]:
+        return ()
+
+    def completed(self, function: str, regs: Regs) -> CachedPage | None:
+        raise NotImplementedError
 
 
 def build(code: bytes, bits: int) -> Machine:

@@ -16,7 +16,6 @@ from emu.insn import MAX_INSN_SIZE, decode
 from emu.machine import Machine
 from probes import Kprobe, Kretprobe, Manager, Uprobe
 from probes.aops import PageReads
-from probes.kprobe import Kprobe as Gate
 from probes.programs import Entry, ProgramFile
 from probes.regs import Regs
 from tests.probes.cached import DENIED, finish, in_cache, started
@@ -54,11 +53,11 @@ class OnlyOnce(PageReads):
         super().__init__(*parts)  # type: ignore[arg-type]
         self.inserted: set[tuple[int, int]] = set()
 
-    def _on_completion(self, regs: Regs) -> None:
-        page = self._cache.completed(regs)
+    def _on_completion(self, kp: Kprobe, regs: Regs) -> None:
+        page = self._cache.completed(kp.symbol or "", regs)
         if page is not None and page.uptodate and (page.mapping, page.index) not in self.inserted:
             self.inserted.add((page.mapping, page.index))
-            super()._on_completion(regs)
+            super()._on_completion(kp, regs)
 
 
 @pytest.mark.parametrize(("reads", "hits"), [(PageReads, 60), (OnlyOnce, 10)])
@@ -79,7 +78,7 @@ class CallsThroughThePointer(PageReads):
     def unhook(self, file: ProgramFile) -> None:
         self._hooked.pop(self._cache.mapping(file), None)
 
-    def _through(self, entry: Entry, target: int, kp: Gate, regs: Regs) -> bool:
+    def _through(self, entry: Entry, target: int, kp: Kprobe, regs: Regs) -> bool:
         super()._through(entry, target, kp, regs)
         if not self._hooked:
             self.rounds += 1
@@ -187,8 +186,8 @@ def test_e_writer_does_not_get_our_bytes_on_the_disk(bits: int, naive: bool) -> 
 class Words32(PageReads):
     """(f) Reckons a page's place in the file in a 32-bit `unsigned long`."""
 
-    def _on_completion(self, regs: Regs) -> None:
-        page = self._cache.completed(regs)
+    def _on_completion(self, kp: Kprobe, regs: Regs) -> None:
+        page = self._cache.completed(kp.symbol or "", regs)
         if page is not None and page.uptodate and page.mapping in self._hooked:
             self._arrived(replace(page, index=(page.index << 12 & 0xFFFF_FFFF) >> 12))
 
