@@ -28,6 +28,7 @@ from gdbstub.server import Server
 from gdbstub.services import services
 from gdbstub.session import Session
 from gdbstub.threads import ThreadChoice
+from gdbstub.tracepoints import Tracing
 from probes.linux.threads import TaskThreads
 from probes.manager import Manager
 
@@ -170,6 +171,14 @@ def _sessions(
 
     files = FileTree({"/vmlinux": symbols}, exec_file="/vmlinux") if len(machine.symbols) else FileTree({})
     restart = None if again is None else lambda: machine.restore(again().snapshot())
+    tracing = Tracing(machine, machine.registers.arch, probes)
     return lambda wake: Session(
-        machine, machine.registers.arch, files=files, monitor=monitor, restart=restart, threads=threads, wake=wake
+        machine,
+        machine.registers.arch,
+        files=files,
+        monitor=monitor,
+        tracing=tracing,
+        restart=restart,
+        threads=threads,
+        wake=wake,
     )

@@ -27,6 +27,7 @@ from gdbstub.tracepoints import Tracing
 MAX_SEARCHED: Final = 1 << 30
 """Bytes of one search or checksum: tables of a guest may map a page so often that an address space takes days."""
 _PORTION: Final = 1 << 16
+_ALL: Final = 1 << 64  # addresses of gdb's
 _PAGED: Final = 1 << 31  # CR0.PG
 _REVERSED: Final = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
@@ -96,14 +97,13 @@ class TargetPackets:
     def _memory_map(self, rest: bytes) -> bytes:
         """All of the address space as RAM, what stands behind addresses without paging first. gdb reads the map once,
         refuses what is not in it, and the guest may map anything anywhere later; unmapped reads are refused by `m`.
+        To gdb, `x $eax` is about an int: it looks the address up sign-extended, and sends 32 bits of it.
         """
         size = self._machine.memory.size
         top = 1 << (8 * self._arch.word_size)
         borders = [0, top // 2, top] if self._machine.registers.read("cr0") & _PAGED else [0, size, top]
-        rows = (
-            f'<memory type="ram" start="{start:#x}" length="{end - start:#x}"/>'
-            for start, end in itertools.pairwise(borders)
-        )
+        ranges = [*itertools.pairwise(borders), *([] if top == _ALL else [(_ALL - top // 2, _ALL)])]
+        rows = (f'<memory type="ram" start="{start:#x}" length="{end - start:#x}"/>' for start, end in ranges)
         document = "\n".join(('<?xml version="1.0"?>', "<memory-map>", *rows, "</memory-map>\n"))
         return self._part(document.encode(), rest.removeprefix(b":"))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from tests.gdb.conftest import LINUX
 from tests.support.kernels import another, type_line
 from tests.support.rsp_client import open_gdb
 from tests.support.tracing import World, every_gdb, every_size, open_world
@@ -203,18 +204,20 @@ async def test_a_trace_that_outlives_its_debugger(gdb: str):
 
 
 @every_gdb
-async def test_linux(gdb: str):
+@every_size
+async def test_linux(gdb: str, bits: int):
     """File names that a stock kernel opens, as strings, without stopping it."""
-    machine = another("amd64")
+    machine = another(LINUX[bits])
     type_line(machine, "cat /proc/version")
-    async with open_world(gdb, 64, machine=machine) as world:
+    path = "$rsi" if bits == 64 else "$edx"
+    async with open_world(gdb, bits, machine=machine) as world:
         await world.attach()
-        await trace(world, "*do_sys_openat2", "collect $regs", "collect/s (char *)$rsi")
+        await trace(world, "*do_sys_openat2", "collect $regs", f"collect/s (char *){path}")
         await world.gdb.cli("tstart")
         await world.run_to("*version_proc_show")
         await world.gdb.cli("tstop")
         names = []
         for number in range(frames(await world.gdb.cli("tstatus"))):
             await world.gdb.cli(f"tfind {number}")
-            names.append(await world.gdb.cli("x/s $rsi"))
+            names.append(await world.gdb.cli(f"x/s {path}"))
         assert any('"/proc/version"' in name for name in names)

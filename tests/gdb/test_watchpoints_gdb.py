@@ -53,7 +53,7 @@ def test_a_piece_of_the_stack_of_any_length_is_watched(new_gdb: str, embedded: E
     with gdb_session(served.address, gdb=new_gdb) as session:
         session.execute("tbreak nested_target")
         proceed(session)
-        session.execute(f"watch *(char (*)[{size}])($sp - {size - 1} - sizeof(long))")
+        session.execute(f"watch -l *(char (*)[{size}])($sp - {size - 1} - sizeof(long))")
         assert proceed(session) == "watchpoint-trigger"
         session.execute("delete")
         session.execute("tbreak nested_target")
@@ -91,7 +91,7 @@ def test_a_stack_of_linux_is_watched(new_gdb: str, linux: Served):
         session.resume()
         linux.type("cat /proc/version")
         assert session.wait_stop().function == "do_sys_openat2"
-        session.execute("watch *(char (*)[31])($sp - 33)")
+        session.execute("watch -l *(char (*)[31])($sp - 33)")
         for _ in range(3):
             assert proceed(session) == "watchpoint-trigger"
         session.execute("delete")

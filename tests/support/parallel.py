@@ -13,7 +13,7 @@ import pytest
 from tests.support.coverage_floor import is_whole
 from tests.support.kernels import KERNELS
 
-_LINUX_OF_BITS = {"linux", "linux_machine"}
+_LINUX_OF_BITS = {"linux", "linux_machine", "shell"}
 """Fixtures of tests/gdb, whose parameter is `bits`."""
 _MOST = 4
 """Processes: each holds two or three guests of 256 MiB."""
