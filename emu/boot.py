@@ -52,6 +52,7 @@ class Guest:
     facts_key: str = ""  # of the kernel's unwind tables and types in the cache
     settled: bool = True
     crashed: bool = False  # it has entered its panic
+    elf: Path | None = None  # the file it was loaded from, where that has DWARF
     _listeners: list[Callable[[], None]] = field(default_factory=list)
 
     def frames(self) -> bytes:
@@ -61,6 +62,13 @@ class Guest:
     def btf(self) -> bytes:
         """The kernel's own type information (.BTF), empty where it has none."""
         return facts.read(self.facts_key, facts.BTF)
+
+    def debug_image(self) -> bytes:
+        """The ELF file with DWARF that it was loaded from, empty where there is none, or none any more."""
+        try:
+            return b"" if self.elf is None else self.elf.read_bytes()
+        except OSError:
+            return b""
 
     def on_settled(self, call: Callable[[], None]) -> None:
         """Call once the guest is done patching itself; at once if it is."""
@@ -176,7 +184,10 @@ def load(
     name = str(path)
     data = read_file(Path(path))
     image = load_image(name, data, memory=memory, base=base, entry=entry, bits=bits, initrd=module, append=append)
-    return _start_image(image, name, memory)
+    machine = _start_image(image, name, memory)
+    if data.startswith(b"\x7fELF") and b"\0.debug_info\0" in data:
+        machine.guest.elf = Path(path)
+    return machine
 
 
 def boot_embedded(bits: int = 64, append: str = "", *, memory: int = 32 << 20, pae: bool = False) -> GuestMachine:

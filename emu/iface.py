@@ -585,6 +585,10 @@ class Guest(Protocol):
         """The kernel's own type information, empty where there is none."""
         ...
 
+    def debug_image(self) -> bytes:
+        """The guest's ELF file, where it has DWARF; empty where there is none."""
+        ...
+
 
 class Machine(Protocol):
     """A processor with memory, devices and time. All but `request_stop` belongs to the one thread that runs it."""

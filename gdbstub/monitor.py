@@ -266,7 +266,7 @@ class Monitor:
     def snapshot_list(self, _arguments: Arguments) -> Sequence[str]:
         return self._snapshots().list()
 
-    @command("kprobe add [OPTIONS] DEF", "register a probe: the kernel's kprobe_events line", _KPROBE_OPTIONS)
+    @command("kprobe add [OPTIONS] DEF", "register a probe: a line of kprobe_events, or perf probe's", _KPROBE_OPTIONS)
     def probe_add(self, arguments: Arguments) -> Sequence[str]:
         return self._probes().add("kprobe", arguments.words["DEF"], arguments.options)
 

@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from emu.iface import Symbol
+from emu.iface import Guest, Symbol
 from probes.btf import Btf, BtfError, Kind
 from probes.errors import ProbeError
 from probes.limits import NOTRACE, FtraceList
 from probes.lookup import did_you_mean
+from probes.perfprobe import is_perf_form, kernel_lines
 from probes.scope import KernelText
 from probes.spec import KernelScope, parse, split
 
@@ -60,10 +61,15 @@ def functions(text: KernelText, pattern: str) -> Sequence[str]:
 
 
 def spread(text: KernelText, definition: str) -> list[str]:
-    """A definition whose place is a glob, as one definition a function; any other one as it is.
+    """A definition whose place is a glob, as one definition a function; perf probe's form as the kernel's lines; any
+    other one as it is.
 
     ProbeError ENOENT where nothing matches, E2BIG where more than MAX_SPREAD do.
     """
+    guest: Guest | None = getattr(text, "guest", None)
+    image = guest.debug_image() if guest is not None else b""
+    if is_perf_form(text, definition, has_dwarf=bool(image)):
+        return kernel_lines(text, definition, image)
     words = split(definition)
     place = _GLOB_PLACE.fullmatch(words[1]) if len(words) > 1 and "/" not in words[1] else None
     if place is None:

@@ -15,7 +15,8 @@ from probes.filters import FilterError
 from probes.filters import number as parse_number
 from probes.hist import HistError
 from probes.manager import Manager
-from probes.spec import UprobeSpec
+from probes.perfprobe import is_perf_form
+from probes.spec import UprobeSpec, parse
 from probes.trace import MAX_SIZE, MIN_SIZE
 from probes.traceevents import TraceEvent
 
@@ -170,6 +171,9 @@ class Tracefs:
         if kind == "dynamic":
             words = line.split()
             kind = "uprobe" if len(words) > 1 and "/" in words[1] else "kprobe"
+        if kind == "kprobe" and is_perf_form(self._events.machine, line, has_dwarf=True):
+            # The kernel takes `path_openat` for a p with letters behind it that mean nothing, if at all.
+            line = " ".join([parse(line, self._events.scope).definition[0], *line.split()[1:]])
         try:
             said = self._manager.add(kind, line, {"disabled": True})
             self._notes += [text for text in said if text.startswith("note: ")]

@@ -41,6 +41,36 @@ def test_a_glob_means_each_function_it_matches(machine: ProbedMachine) -> None:
         assert refused.value.errno == number
 
 
+@pytest.mark.parametrize(
+    ("definition", "line"),
+    [
+        ("vfs_read", "p:probe/vfs_read vfs_read"),
+        ("vfs_read+4 %di", "p:probe/vfs_read vfs_read+4 %di"),
+        ("vfs_read%return $retval", "p:probe/vfs_read__return vfs_read%return $retval"),
+        ("mine=vfs_read $params", "p:probe/mine vfs_read $arg*"),
+        ("g:e=vfs_read n=count:u32", "p:g/e vfs_read n=count:u32"),
+    ],
+)
+def test_perf_probes_form_needs_no_dwarf_for_functions(machine: ProbedMachine, definition: str, line: str) -> None:
+    """It becomes the kernel's line, parameters being its BTF's."""
+    assert spread(machine, definition) == [line]
+
+
+@pytest.mark.parametrize(
+    ("definition", "reason"),
+    [
+        ("vfs_read:3", "lines and sources are not available because"),
+        ("vfs_read@fs/read_write.c", "lines and sources are not available because"),
+        ("vfs_read;x=*", "lazy patterns are not available because"),
+        ("vfs_raed:3 count", "no function vfs_raed"),
+    ],
+)
+def test_perf_probes_form_says_what_it_lacks(machine: ProbedMachine, definition: str, reason: str) -> None:
+    """The reason, not a complaint about a kernel's line."""
+    with pytest.raises(ProbeError, match=reason):
+        spread(machine, definition)
+
+
 def test_a_glob_of_too_many_is_refused() -> None:
     """A number, before anything is armed."""
     symbols = (FakeSymbol(f"f{index}", TEXT + index, 1) for index in range(MAX_SPREAD + 1))

@@ -190,6 +190,14 @@ def test_histograms_can_be_paused_by_another_event(machine: ProbedMachine, files
     assert files.read(f"{OPEN}/trigger").endswith("[paused]\n")
 
 
+def test_kprobe_events_takes_no_other_form(files: Tracefs) -> None:
+    """perf probe's is for `kprobe add`; the kernel reads `pen` as a p with letters behind it."""
+    with pytest.raises(ProbeError, match=r"a definition is p\|r"):
+        echo(files, "open >> kprobe_events")
+    with pytest.raises(ProbeError, match=r"a definition is p\|r"):
+        echo(files, "'open %ax' >> kprobe_events")
+
+
 def test_opening_the_trigger_file_anew_ends_its_histograms(files: Tracefs) -> None:
     """As in Linux: > takes them away and leaves the other triggers, >> keeps both; also where the line is refused."""
     echo(files, f"'hist:keys=n' > {OPEN}/trigger")
