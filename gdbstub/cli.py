@@ -18,6 +18,7 @@ from emu.boot import IMAGE_MEMORY, KERNEL_MEMORY, GuestMachine, boot, boot_embed
 from emu.iface import MachineError
 from emu.images.cache import quiet
 from emu.images.fetch import FetchError, debug_image, fetch
+from emu.images.symbolelf import symbol_elf
 from gdbstub import options
 from gdbstub.address import AddressError
 from gdbstub.check import check, symbols
@@ -146,8 +147,22 @@ def _fetch(command: Fetch) -> int:
 def _shell(machine: GuestMachine) -> int:
     from probes.linux.shell import interact  # it changes readline's settings, which only a shell may
 
+    guest = machine.guest
+
+    def image() -> bytes:
+        return symbol_elf(
+            machine.symbols,
+            bits=guest.bits,
+            sections=guest.sections,
+            build_id=guest.build_id,
+            frames=guest.frames(),
+        )
+
     try:
-        interact(linux_of(machine))
+        linux = linux_of(machine)
+        start = min(section.address for section in guest.sections)
+        end = max(section.address + section.size for section in guest.sections)
+        interact(linux, image, range(start, end))
     except ProbeError as error:
         raise UsageError(error.reason) from error
     return SUCCESS

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from emu.boot import boot_embedded
 from tests.support.kernels import at_prompt
 
@@ -24,6 +26,15 @@ def test_shell_has_the_kernel_and_drgns_helpers(tmp_path: Path) -> None:
     assert "b'swapper/0'" in done.stdout
     assert '(char [16])"init"' in done.stdout
     assert '(char [16])"sh"' in done.stdout
+
+
+@pytest.mark.parametrize(("kernel", "shown"), [("amd64", "do_wait"), ("6.12", "do_wait"), ("i386", "not supported")])
+def test_stacks_are_whole_or_refused(tmp_path: Path, kernel: str, shown: str) -> None:
+    """init waits for its child; without unwind tables drgn would show two frames and words of the stack."""
+    at_prompt(kernel).save(tmp_path / "snapshot")
+    done = drgn_shell(tmp_path / "snapshot", "print(prog.stack_trace(1))\n")
+    assert shown in done.stdout + done.stderr
+    assert ("do_syscall_64" in done.stdout) == (kernel != "i386")
 
 
 def test_a_snapshot_of_no_linux_is_refused_in_one_line(tmp_path: Path) -> None:
