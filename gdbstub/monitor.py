@@ -145,6 +145,7 @@ _SIZES = {"b": 1, "h": 2, "w": 4, "g": 8}
 _HITS = {"disabled": None, "pid": "N", "comm": "GLOB"}
 _ARMING = {**_HITS, "arm": "int3|hook"}
 _KPROBE_OPTIONS = {**_ARMING, "pre": "SYMBOL", "post": "SYMBOL"}
+_UPROBE_OPTIONS = {**_HITS, "arm": "hook|int3|aops"}
 _JPROBE_OPTIONS = {**_ARMING, "entry": "SYMBOL"}
 _KRETPROBE_OPTIONS = {**_KPROBE_OPTIONS, "maxactive": "N", "shadow": None, "trampoline": None}
 
@@ -278,7 +279,7 @@ class Monitor:
     def return_probe_add(self, arguments: Arguments) -> Sequence[str]:
         return self._probes().add("kretprobe", arguments.words["DEF"], arguments.options)
 
-    @command("uprobe add [OPTIONS] DEF", "probe a program: uprobe_events line, PATH:SYMBOL[+OFF]", _HITS)
+    @command("uprobe add [OPTIONS] DEF", "probe a program: uprobe_events line, PATH:SYMBOL[+OFF]", _UPROBE_OPTIONS)
     def program_probe_add(self, arguments: Arguments) -> Sequence[str]:
         return self._probes().add("uprobe", arguments.words["DEF"], arguments.options)
 

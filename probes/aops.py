@@ -161,26 +161,38 @@ class PageReads:
 
     def _through(self, entry: Entry, target: int, kp: Kprobe, regs: Regs) -> bool:
         """An entry of a copy was called; with our part done, the original goes on as if it had been called itself."""
-        if entry is Entry.FREE:
-            self._left(self._cache.subject(entry, regs))
-        elif entry is Entry.MOVE:
-            if self._cache.subject(entry, regs).mapping in self._hooked:
-                regs.ax, target = _BUSY, 0  # what stands in it would be copied
-        else:
-            mapping, pages = self._cache.started(entry, regs)
-            if mapping in self._hooked:
-                self._started(mapping, pages)
+        try:
+            if self._is_kept(entry, regs):
+                regs.ax, target = _BUSY, 0
+        except ProbeError as error:
+            kp.notes = (error.reason,)  # the guest's kernel has destroyed what it calls this with
         if target:
             regs.ip = target
         else:
             regs.ip, regs.sp = regs.stack(0), regs.sp + self._word
         return True
 
+    def _is_kept(self, entry: Entry, regs: Regs) -> bool:
+        """Note what is read and what goes; whether a page must stay where it is, as what is in it would be copied."""
+        if entry is Entry.MOVE:
+            return self._cache.subject(entry, regs).mapping in self._hooked
+        if entry is Entry.FREE:
+            self._left(self._cache.subject(entry, regs))
+            return False
+        mapping, pages = self._cache.started(entry, regs)
+        if mapping in self._hooked:
+            self._started(mapping, pages)
+        return False
+
     def _started(self, mapping: int, pages: range) -> None:
         self.expect(mapping, pages)
 
     def _on_completion(self, kp: Kprobe, regs: Regs) -> None:
-        page = self._cache.completed(kp.symbol or "", regs)
+        try:
+            page = self._cache.completed(kp.symbol or "", regs)
+        except ProbeError as error:
+            kp.notes = (error.reason,)
+            return
         if page is None or page.mapping not in self._hooked:
             return
         self._awaited.difference_update((page.mapping, page.index + n) for n in range(page.count))

@@ -17,6 +17,7 @@ on_disk = pytest.mark.parametrize("kernel", DISK_KERNELS, indirect=True)
 DROP = "echo 3 > /proc/sys/vm/drop_caches"
 FLUSH = f"sync; {DROP}"
 ROUNDS = 5
+SEEN = "busybox ls / | wc -l; busybox cat /proc/self/maps; busybox md5sum /proc/self/smaps; busybox dmesg | tail -3"
 
 
 def in_memory(machine: GuestMachine) -> int:
@@ -126,6 +127,23 @@ def test_file_systems_that_read_no_pages_are_refused(kernel: str) -> None:
         manager.register(probe)
     assert (refused.value.errno, probe.registered) == (errno.EOPNOTSUPP, False)
     assert manager.add("uprobe", f"p {BUSYBOX}:{entry_of(file):#x}", {"arm": "int3"})
+
+
+def test_int3_leaves_all_else_as_in_the_bare_run(kernel: str) -> None:
+    """Mappings, the log, the time and every byte of RAM but the int3s; nothing of the file is read as a file here."""
+    ends = []
+    for arm in (None, "int3"):
+        machine = another(kernel)
+        manager = Manager(machine)
+        file = manager.uprobes.open(BUSYBOX)
+        assert file is not None
+        probes = [Uprobe(BUSYBOX, entry_of(file) + offset, arm=arm) for offset in (0, 2, 5) if arm is not None]
+        for probe in probes:
+            manager.register(probe)
+        ends.append((run_shell(machine, SEEN), machine.clock.instructions, machine.ram_sha256()))
+    assert ends[0] == ends[1]
+    assert all(probe.hits >= 3 for probe in probes)
+    assert in_memory(machine) == len(probes)
 
 
 def test_int3_is_seen_denies_writers_and_goes(kernel: str) -> None:
