@@ -81,7 +81,7 @@ class EmbeddedPrograms:
     def open(self, path: str) -> ProgramFile | None:
         return next((file for file in self.files() if file.path == path), None)
 
-    def mapped(self) -> Iterator[Mapped]:
+    def mapped(self, space: int | None = None) -> Iterator[Mapped]:
         (table,) = self.machine.symbols.lookup("user_vmas")
         for index in range(_MAX_REGIONS):
             at = table.address + index * len(layout.STRUCTURES["VMA"]) * self.bits // 8

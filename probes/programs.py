@@ -220,8 +220,8 @@ class Programs(Protocol):
         """The file of that absolute path, links followed; None where the guest's kernel has no such name now."""
         ...
 
-    def mapped(self) -> Iterable[Mapped]:
-        """Every mapping of a file there is now."""
+    def mapped(self, space: int | None = None) -> Iterable[Mapped]:
+        """Every mapping of a file there is now, in one address space or in all."""
         ...
 
     def space(self, cpu: Cpu) -> int:

@@ -152,6 +152,7 @@ class Uprobes:
         self._symbols: dict[FileId, dict[str, int]] = {}
         self._copied: dict[FileId, dict[str, int]] = {}  # ... of copies
         self._following = False  # some probe wants returns
+        self._unread: dict[int, set[FileId]] = {}  # address space -> its files whose symbols were not in memory
         self._unwatch: Callable[[], None] | None = None
         self._returns = UserReturns(machine, programs, self._use, self._unuse)
         self._counters = RefCounters(machine, programs, self._use, self._unuse, self._stop_unused)
@@ -269,6 +270,7 @@ class Uprobes:
         """The machine has gone to another moment: other processes, other mappings, nothing under way."""
         self._returns.restored()
         self._counters.forget()
+        self._unread.clear()
         self.planting.restored()
         for space in list(self._sites):
             self._end(space)
@@ -423,15 +425,26 @@ class Uprobes:
     def _find_leaving(self, mapped: Mapped) -> None:
         """Watch the functions of a file by which frames are left without a return."""
         file = mapped.content
-        if file.id in self._symbols:
-            return
-        names = self._names(file)
+        names = self._symbols[file.id] if file.id in self._symbols else self._names(file)
+        if not names:
+            self._unread.setdefault(mapped.region.space, set()).add(file.id)
         for name, end in LEAVING.items():
             if name in names:
                 self._place(file.id, names[name]).leaves = end
 
+    def _find_leaving_late(self, space: int) -> None:
+        """A call is followed in this process, whose dynamic linker has had its libraries' symbols read by now."""
+        unread = self._unread.pop(space)
+        for mapped in self._programs.mapped(space):
+            if mapped.region.file in unread:
+                unread.discard(mapped.region.file)
+                self._names(mapped.content)
+                self._find_leaving(mapped)
+        self._unread.pop(space, None)  # what is still not there: programs that have no symbols, or never read them
+
     def _forget_leaving(self) -> None:
         self._following = False
+        self._unread.clear()
         for place in [place for places in self._files.values() for place in places.values() if place.leaves]:
             place.leaves = None
             if not place.probes:
@@ -503,6 +516,7 @@ class Uprobes:
                 self._counters.forked(parent, child)
             case Ended(space):
                 self._end(space)
+                self._unread.pop(space, None)
                 self._returns.ended(space)
                 self._counters.ended(space)
             case Exited(thread):
@@ -550,6 +564,8 @@ class Uprobes:
             if probe.handler is not None:
                 ask(self._machine, vaddr, probe.handler, probe, regs)
             if probe.ret_handler is not None and probe.registered:
+                if space in self._unread:
+                    self._find_leaving_late(space)
                 self._returns.enter(probe, place.offset, space, regs)
         cpu.pc = regs.ip & regs.convention.mask
         return None

@@ -88,11 +88,13 @@ class LinuxPrograms:
 
     # ------------------------------------------------------------------------------------------------------- mappings
 
-    def mapped(self) -> Iterator[Mapped]:
+    def mapped(self, space: int | None = None) -> Iterator[Mapped]:
         try:
             processes = self._linux.processes()
             spaces = {mm.value_(): mm for process in processes if (mm := process.mm.read_())}
             for mm in spaces.values():
+                if space is not None and self._space(mm) != space:
+                    continue
                 for mapping in self._linux.mappings(mm):
                     if (found := self._mapping(mapping.vma)) is not None:
                         yield found

@@ -78,7 +78,7 @@ class OneProgram:
     def open(self, path: str) -> ProgramFile | None:
         return self if path == PATH else None
 
-    def mapped(self) -> Iterable[Mapped]:
+    def mapped(self, space: int | None = None) -> Iterable[Mapped]:
         return [Mapped(Region(0, PROGRAM, PROGRAM + PROGRAM_SIZE, CODE_OFFSET, self.id, PATH[1:]), self)]
 
     def space(self, cpu: Cpu) -> int:
