@@ -41,7 +41,14 @@ _VALUE_MODIFIERS: Final = ("hex", "percent", "graph")
 
 
 class Guest(Protocol):
-    """What a histogram asks of the guest."""
+    """What a histogram asks of the guest. `word` is its machine word in bytes, `release` its kernel's, (6, 12); (0, 0)
+    where it is not known."""
+
+    @property
+    def word(self) -> int: ...
+
+    @property
+    def release(self) -> tuple[int, int]: ...
 
     def describe(self, address: int, /) -> str:
         """`name+0xoffset/0xsize`, or the bare address."""
@@ -132,7 +139,7 @@ class Histogram:
 
     def __post_init__(self) -> None:
         self._key_of = [_key_getter(column, self.guest) for column in self.keys]
-        self._value_of = [_value_getter(column) for column in self.values]
+        self._value_of = [_value_getter(column, self.guest) for column in self.values]
         self._wants_comm = any(column.modifier == "execname" for column in self.keys)
 
     _key_of: list[Callable[[Hit], Key]] = field(init=False, repr=False)
@@ -204,14 +211,22 @@ class Histogram:
             return b"".join(column.packed(key, whole) for column, key in zip(self.keys, row.key, strict=True))
 
         sorts = [(functools.partial(self._sorted_by, sort.column), sort.descending) for sort in self.sort]
-        return kernel_order(self.rows.values(), packed, sorts)
+        return kernel_order(self.rows.values(), packed, sorts, self.guest.release)
 
     def _sorted_by(self, column: int, row: _Row) -> int | bytes:
-        """A stack is not compared: tracing_map_cmp_none()."""
-        value = row.sums[column] if column < len(row.sums) else row.key[column - len(row.sums)]
+        """Keys compare as their fields do; a stack is not compared: tracing_map_cmp_none()."""
+        if column < len(row.sums):
+            return row.sums[column]
+        value, key = row.key[column - len(row.sums)], self.keys[column - len(row.sums)]
         if isinstance(value, tuple):
             return 0
-        return rawtext.encode(value) if isinstance(value, str) else value
+        if isinstance(value, str):
+            return rawtext.encode(value)
+        plain = key.variable if key.modifier != "log2" and not key.buckets else None
+        if plain is None or not plain.field.signed:
+            return value
+        sign = 1 << 8 * plain.field.size - 1
+        return ((value & 2 * sign - 1) ^ sign) - sign
 
     def _row(self, row: _Row, totals: Sequence[int], tops: Sequence[int]) -> str:
         keys = [self._shown_key(column, value, row) for column, value in zip(self.keys, row.key, strict=True)]
@@ -288,28 +303,39 @@ def _key_getter(column: Column, guest: Guest) -> Callable[[Hit], Key]:
     if variable.field.text:
         return lambda hit: rawtext.cut(str(get(hit) or ""), MAX_STRING)
 
+    mask = _field_mask(column, guest)
+
     def number(hit: Hit) -> int:
         value = get(hit)
-        return value if isinstance(value, int) else 0
+        return value & mask if isinstance(value, int) else 0
 
     if column.modifier == "log2":
-        return lambda hit: (max(number(hit) & _MASK, 1) - 1).bit_length()
+        # ilog2(roundup_pow_of_two(VALUE)) above the highest power of two has a shift by all bits in it: 64 on
+        # Debian's amd64 kernel, 0 on its i386 one.
+        bound = 32 if guest.word == 4 else 65
+        return lambda hit: (max(number(hit), 1) - 1).bit_length() % bound
     if buckets:
-        return lambda hit: (number(hit) & _MASK) // buckets * buckets
+        return lambda hit: number(hit) // buckets * buckets
     if column.modifier == "usecs" and column.name == "common_timestamp":
         return lambda hit: number(hit) // 1000
     return number
 
 
-def _value_getter(column: Column) -> Callable[[Hit], int]:
+def _field_mask(column: Column, guest: Guest) -> int:
+    """What hist_field_TYPE() leaves of a field: all of them go by way of `unsigned long`. Times do not."""
+    return _MASK if column.name == "common_timestamp" else (1 << 8 * guest.word) - 1
+
+
+def _value_getter(column: Column, guest: Guest) -> Callable[[Hit], int]:
     variable = column.variable
     if variable is None or variable.field.text:
         return lambda hit: 1 if variable is None else 0  # hitcount; the address of a string means nothing here
     get, unit = variable.get, 1000 if column.modifier == "usecs" else 1
+    mask = _field_mask(column, guest)
 
     def number(hit: Hit) -> int:
         value = get(hit)
-        return value // unit if isinstance(value, int) else 0
+        return (value & mask) // unit if isinstance(value, int) else 0
 
     return number
 

@@ -76,7 +76,7 @@ def kernel_lines(text: KernelText, definition: str, image: bytes) -> list[str]:
 def _kernel_lines(text: KernelText, form: _Form, image: bytes) -> list[str]:
     try:
         dwarf = Dwarf(image) if image else None
-        reason = "the guest has no image of its own with it"
+        reason = "this guest was not loaded from an ELF file with DWARF"
     except ValueError as error:
         dwarf, reason = None, str(error)
     symbols = text.symbols.lookup(form.function)

@@ -26,6 +26,7 @@ from probes.hist import Histogram
 from probes.hit import Hit, Variable, variables
 from probes.layout import Layout
 from probes.regs import Regs
+from probes.scope import release_of
 from probes.spec import KernelScope, Spec, parse
 from probes.trace import Record, Stored, TraceRing
 from probes.unwind import Unwinder
@@ -110,7 +111,8 @@ class Guest:
     def __init__(self, machine: Machine, context: FetchContext) -> None:
         self._machine = machine
         self.describe = context.describe
-        self._word = context.convention.word
+        self.word = context.convention.word
+        self.release = release_of(getattr(getattr(machine, "guest", None), "title", ""))
         self._unwinder = Unwinder(machine, context.convention)
 
     def stack(self, hit: Hit, /) -> tuple[int, ...]:
@@ -128,9 +130,9 @@ class Guest:
     def syscall(self, number: int, /) -> str:
         """By the kernel's own table, whose entries are functions like __x64_sys_read."""
         table = self.span("sys_call_table")
-        if table is not None and 0 <= number < len(table) // self._word:
+        if table is not None and 0 <= number < len(table) // self.word:
             try:
-                entry = self._machine.memory.read(table.start + number * self._word, self._word)
+                entry = self._machine.memory.read(table.start + number * self.word, self.word)
             except MemoryFault:
                 return "unknown_syscall"
             name = self.describe(int.from_bytes(entry, "little")).partition("+")[0]

@@ -145,23 +145,29 @@ h2 hist:keys=n.buckets=100,cpu:sort=cpu
 h3 hist:keys=dfd.hex,common_pid.buckets=3
 h3 hist:keys=__probe_ip.sym-offset,common_pid:sort=__probe_ip
 h3 hist:keys=__probe_ip.sym:vals=common_timestamp.usecs:nohitcount
+h3 hist:keys=__probe_ip.log2
 h3 hist:keys=common_pid.syscall
 h3 hist:keys=arr
 """.strip()
 HISTOGRAMS_WORK = "for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14; do tail /tmp/f$i /tmp/g$((i%3)) >/dev/null 2>&1; done"
 
 
-@pytest.mark.parametrize("kernel", ["6.12"], indirect=True)
-def test_histograms_are_the_kernels_own(linux: GuestMachine) -> None:
-    """Every line of their files, equal rows in the kernel's order; without the sums of times, which differ by those
-    that the guest's own probes take."""
+@pytest.mark.parametrize("kernel", ["6.12", "i386"], indirect=True)
+def test_histograms_are_the_kernels_own(linux: GuestMachine, kernel: str) -> None:
+    """Every line of their files, equal rows in the kernel's order, numbers as wide as its own; without the sums of
+    times, which differ by those that the guest's own probes take."""
+    definitions, histograms = HISTOGRAMS_DEFINITIONS, HISTOGRAMS.splitlines()
+    if kernel == "i386":  # of 6.1, which has no $argN on return probes and not yet all modifiers
+        for name, register in (("$arg1", "%ax"), ("$arg2", "%dx"), ("$arg3", "%cx"), ("%si:x64", "%cx")):
+            definitions = definitions.replace(name, register)
+        histograms = [line for line in histograms if not re.search("percent|graph|nohitcount|syscall", line)]
     ours = Tracefs(Manager(linux))
-    ours.write("kprobe_events", HISTOGRAMS_DEFINITIONS, append=False)
+    ours.write("kprobe_events", definitions, append=False)
     run_shell(linux, f"mkdir -p {TRACING}; mount -t tracefs t {TRACING}; T={TRACING}/events/kprobes; stty cols 999")
     run_shell(linux, "for i in 1 3 5 7 9 11 13; do echo $i > /tmp/f$i; done")
-    for line in HISTOGRAMS_DEFINITIONS.splitlines():
+    for line in definitions.splitlines():
         run_shell(linux, f"echo '{line}' >> {TRACING}/kprobe_events")
-    for line in HISTOGRAMS.splitlines():
+    for line in histograms:
         event, _, trigger = line.partition(" ")
         ours.write(f"events/kprobes/{event}/trigger", f'{trigger} if comm == "tail"', append=True)
         run_shell(linux, f"echo '{trigger} if comm == \"tail\"' >> $T/{event}/trigger")

@@ -20,6 +20,9 @@ class Shell:
 class Guest:
     """Implements hist.Guest and filters.Names: one function, `known`, at 0x1000."""
 
+    word = 8
+    release = (6, 12)
+
     def describe(self, address: int, /) -> str:
         return f"known+{address - 0x1000:#x}/0x10" if 0x1000 <= address < 0x1010 else f"{address:#x}"
 
