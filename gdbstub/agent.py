@@ -316,11 +316,11 @@ class Agent:
         return lambda: read(name)
 
     def _reader(self, size: int) -> Callable[[int], int]:
-        read = self._machine.memory.read
+        read, mask = self._machine.memory.read, self._address_mask
 
-        def reference(vaddr: int) -> int:
+        def reference(value: int) -> int:
             self._charge(size)
-            return int.from_bytes(read(vaddr, size), "little")
+            return int.from_bytes(read(value & mask, size), "little")
 
         return reference
 
@@ -338,8 +338,8 @@ class Agent:
             return after
 
         def trace_string(stack: _Stack) -> int:
-            limit = stack.pop()
-            self._record(stack[-1], self._string(stack.pop(), limit, keep_end=True))
+            limit, vaddr = stack.pop(), stack.pop() & self._address_mask
+            self._record(vaddr, self._string(vaddr, limit, keep_end=True))
             return after
 
         def trace_variable(_stack: _Stack) -> int:
@@ -374,7 +374,8 @@ class Agent:
         def step(stack: _Stack) -> int:
             del stack[-2:]  # function and channel: there is one place to print to
             values = [stack.pop() for _ in range(count)]
-            text = template.render(values, lambda vaddr, limit: self._string(vaddr, limit, keep_end=False))
+            mask = self._address_mask
+            text = template.render(values, lambda value, limit: self._string(value & mask, limit, keep_end=False))
             self._charge(len(text))
             self._output(text)
             return after
@@ -383,6 +384,11 @@ class Agent:
 
     # ------------------------------------------------------------------------------------------------- guest's memory
 
+    @property
+    def _address_mask(self) -> int:
+        """What of a value counts as an address: gdb extends a 32-bit register by its sign before it is one."""
+        return (1 << 8 * self.arch.word_size) - 1
+
     def _charge(self, size: int) -> None:
         self._space -= size
         if self._space < 0:
@@ -390,6 +396,7 @@ class Agent:
 
     def _trace(self, vaddr: int, size: int) -> None:
         self._charge(size)
+        vaddr &= self._address_mask
         self._record(vaddr, readable(self._machine, vaddr, size))
 
     def _record(self, vaddr: int, data: bytes) -> None:

@@ -173,9 +173,10 @@ class Tracing:
         if base is not None and base >= len(self.arch.registers):
             raise PacketError(f"no register {base}")
         machine, name = self._machine, None if base is None else self.arch.registers[base].name
+        mask = (1 << 8 * self.arch.word_size) - 1
 
         def perform(frame: Frame) -> None:
-            vaddr = offset + (machine.registers.read(name) if name is not None else 0)
+            vaddr = (offset + (machine.registers.read(name) if name is not None else 0)) & mask
             if data := readable(machine, vaddr, size):
                 frame.record_memory(vaddr, data)
 

@@ -219,5 +219,5 @@ async def test_linux(gdb: str, bits: int):
         names = []
         for number in range(frames(await world.gdb.cli("tstatus"))):
             await world.gdb.cli(f"tfind {number}")
-            names.append(await world.gdb.cli(f"x/s {path}"))
+            names.append(await world.gdb.cli(f"x/s (char *){path}"))
         assert any('"/proc/version"' in name for name in names)

@@ -206,6 +206,17 @@ def test_memory_is_recorded(world: World):
     ]
 
 
+def test_addresses_of_a_32_bit_guest_have_32_bits():
+    """gdb takes a register for an int and extends its sign: half of all addresses come with 32 ones before them."""
+    world, vaddr = World(I386), 0xC0000000
+    world.machine.memory.map(vaddr)
+    world.machine.memory.write(vaddr, b"high\0")
+    extended = const(vaddr - (1 << 32))
+    assert world.run(extended, REF8, END) == ord("h")
+    world.run(extended, const(4), TRACE, extended, TRACE_QUICK, "02", extended, const(9), TRACE_STRING, END)
+    assert world.memory == [(vaddr, b"high"), (vaddr, b"hi"), (vaddr, b"high\0")]
+
+
 def test_what_cannot_be_read_is_not_recorded(world: World):
     """A range with a hole is recorded up to it; nothing is made up, and the expression goes on."""
     assert world.run(const(DATA + PAGE - 2), TRACE_QUICK, "08", const(8), TRACE_QUICK, "08", END) == 8
