@@ -62,10 +62,12 @@ def functions(text: KernelText, pattern: str) -> Sequence[str]:
 
 def spread(text: KernelText, definition: str) -> list[str]:
     """A definition whose place is a glob, as one definition a function; perf probe's form as the kernel's lines; any
-    other one as it is.
+    other one as it is, without the quotes that a shell would have taken off.
 
     ProbeError ENOENT where nothing matches, E2BIG where more than MAX_SPREAD do.
     """
+    if len(definition) > 1 and definition[0] == definition[-1] and definition[0] in "'\"":
+        definition = definition[1:-1]
     guest: Guest | None = getattr(text, "guest", None)
     image = guest.debug_image() if guest is not None else b""
     if is_perf_form(text, definition, has_dwarf=bool(image)):

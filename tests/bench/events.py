@@ -59,7 +59,7 @@ def _ours(count: int, filtered: str, trigger: str) -> Callable[[], float]:
     if filtered:
         event.set_filter(filtered)
     if trigger:
-        event.triggers.write(trigger)
+        event.triggers.write(trigger, append=True)
         manager.disable("e")
     return lambda: seconds(lambda: machine.run(_HITS * _ROUND)) / _HITS
 

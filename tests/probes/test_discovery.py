@@ -35,6 +35,7 @@ def test_a_glob_means_each_function_it_matches(machine: ProbedMachine) -> None:
     ]
     assert spread(machine, "p vfs_read a=+0(%di):u8[2]") == ["p vfs_read a=+0(%di):u8[2]"]
     assert spread(machine, "p /bin/*:10") == ["p /bin/*:10"]
+    assert spread(machine, "'p vfs_read %di'") == ["p vfs_read %di"]
     for line, number in (("p nosuch_*", errno.ENOENT), ("p twi*", errno.ENOENT)):
         with pytest.raises(ProbeError) as refused:
             spread(machine, line)
