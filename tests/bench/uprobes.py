@@ -12,9 +12,11 @@ from emu.boot import GuestMachine
 from emu.iface import Budget
 from probes import Manager, Uprobe
 from probes.linux import linux_of
+from probes.planting import UserArm
 from tests.bench.hits import AGAINST, bare_hits
 from tests.bench.row import Effort, Row, interleaved, seconds
-from tests.support.kernels import another, type_line
+from tests.support.disks import PROGRAM, with_disk
+from tests.support.kernels import type_line
 from tests.support.programs import bring, build
 
 _PROGRAM: Final = "/bin/busy"
@@ -28,15 +30,22 @@ _FAULTS: Final = 5_000_000
 def uprobes(effort: Effort) -> Iterator[Row]:
     """Each with an empty handler; faults by a program that writes to a private mapping of a file, page by page."""
     uprobe = _hits(Uprobe(_PROGRAM, "called", _nothing))
+    int3 = _hits(Uprobe(_PROGRAM, "called", _nothing, arm="int3"))
     event = _hits("p:called /bin/busy:called ip=%ip")
     uretprobe = _hits(Uprobe(_PROGRAM, "called", ret_handler=_nothing))
-    *ours, theirs = interleaved(effort.rounds, uprobe, event, uretprobe, bare_hits())
-    names = ("uprobe hit", "uprobe event with an argument, recorded", "uretprobe, entry and return")
+    *ours, theirs = interleaved(effort.rounds, uprobe, int3, event, uretprobe, bare_hits())
+    names = (
+        "uprobe hit",
+        "uprobe hit by int3",
+        "uprobe event with an argument, recorded",
+        "uretprobe, entry and return",
+    )
     for what, value in zip(names, ours, strict=True):
         yield Row(what, value, "us", theirs, AGAINST)
-    with_probe, without = interleaved(effort.rounds, _faults(probed=True), _faults(probed=False))
-    what = "page faults of a file that is not probed, a uprobe on another"
-    yield Row(what, 1 / with_probe, "/s", 1 / without, "no uprobe")
+    *probed, without = interleaved(effort.rounds, *map(_faults, ("auto", "int3", "aops", None)))
+    for arm, each in zip(("", " by int3", " by aops"), probed, strict=True):
+        what = f"page faults of a file that is not probed, a uprobe{arm} on another"
+        yield Row(what, 1 / each, "/s", 1 / without, "no uprobe")
 
 
 def _nothing(*_: object) -> None: ...
@@ -44,7 +53,7 @@ def _nothing(*_: object) -> None: ...
 
 def _busy(argument: str = "") -> GuestMachine:
     """The program runs, and goes on for ever."""
-    machine = another("amd64")
+    machine = with_disk("amd64")
     bring(machine, linux_of(machine), {_PROGRAM: build(*_BUSY)})
     type_line(machine, f"{_PROGRAM} {argument}")
     assert isinstance(machine.run(_START), Budget)
@@ -62,11 +71,11 @@ def _hits(probe: Uprobe | str) -> Callable[[], float]:
     return lambda: _each(machine, _CALLS, lambda: probe.hits) * 1e6
 
 
-def _faults(probed: bool) -> Callable[[], float]:
-    """Seconds of each fault."""
+def _faults(arm: UserArm | None) -> Callable[[], float]:
+    """Seconds of each fault, with a probe on a file of ext4's armed by `arm`."""
     machine = _busy(_FILE)
-    if probed:
-        Manager(machine).register(Uprobe(_PROGRAM, "called", _nothing))
+    if arm is not None:
+        Manager(machine).register(Uprobe(PROGRAM, "cold", _nothing, arm=arm))
     linux = linux_of(machine)
     return lambda: _each(machine, _FAULTS, lambda: linux.current().min_flt.value_())
 

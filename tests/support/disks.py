@@ -11,11 +11,11 @@ import os
 from emu.boot import GuestMachine, restore
 from emu.snapshot import Snapshot
 from probes.linux import linux_of
-from tests.support.kernels import another, run_shell
+from tests.support.kernels import KERNELS, another, run_shell
 from tests.support.modules import kernel_modules
 from tests.support.programs import COLD, COLD32, bring, build
 
-DISK_KERNELS: dict[str, tuple[str, ...]] = {"amd64": ("brd",), "6.12": ("brd",)}
+DISK_KERNELS: dict[str, tuple[str, ...]] = {name: ("brd",) for name in KERNELS if name != "i386"}
 """Each with the modules that an ext4 on a ram disk needs, in the order of loading."""
 if os.environ.get("GDBSTUB_LONG_TESTS"):  # linking the last one takes i386 a quarter of its boot's instructions
     DISK_KERNELS["i386"] = ("brd", "crc16", "mbcache", "crc32c_generic", "jbd2", "ext4")
