@@ -107,6 +107,11 @@ class Planting:
         if not known.places:
             self._let_go(known)
 
+    def has(self, place: Probed) -> bool:
+        """It was added, and neither removed nor forgotten with another moment of the machine's."""
+        known = self._files.get(place.file)
+        return known is not None and place in known.places
+
     def restored(self) -> None:
         """The machine has gone to another moment, where nothing of this is; `add` follows for what is to be again."""
         self._files.clear()
@@ -183,7 +188,7 @@ class Planting:
     def reached(self, place: Probed, vaddr: int) -> None:
         """The running program is about to execute the place at `vaddr`, by a break in its translation."""
         paddr = self._machine.memory.translate(vaddr)
-        if place.arm != "int3" or paddr is None or paddr in self._exempt:
+        if place.arm != "int3" or paddr is None or paddr in self._exempt or not self.has(place):
             return
         cached = self.cache.page(self._files[place.file].mapping, place.offset // _PAGE)
         ours = cached is not None and self._paddr(place, cached) == paddr

@@ -274,10 +274,12 @@ class Uprobes:
         self.planting.restored()
         for space in list(self._sites):
             self._end(space)
-        for place in [place for places in self._files.values() for place in places.values()]:
-            self._plant_again(place)
         for mapped in self._programs.mapped():
             self._mapped(mapped)
+        for probe in self._probes:
+            if (file := self._programs.open(probe.path)) is not None:
+                for place in probe.places:
+                    self._plant_again(place, file)
         self._counters.changed()
         self._machine.breaks.refresh()
 
@@ -391,9 +393,9 @@ class Uprobes:
         except ProbeError as error:
             probe.trouble = error.reason
 
-    def _plant_again(self, place: Place) -> None:
-        file = next((file for probe in place.probes if (file := self._programs.open(probe.path)) is not None), None)
-        if place.arm in PLANTED and file is not None and file.id == place.file:
+    def _plant_again(self, place: Place, file: ProgramFile) -> None:
+        """Where a machine that has gone back has forgotten it."""
+        if place.arm in PLANTED and file.id == place.file and not self.planting.has(place):
             try:
                 self.planting.add(place, file)
             except ProbeError as error:
@@ -533,6 +535,7 @@ class Uprobes:
         if self._following:
             self._find_leaving(mapped)
         for place in self._files.get(region.file, {}).values():
+            self._plant_again(place, mapped.content)
             self._enter(region, place)
         self._counters.mapped(region)
 

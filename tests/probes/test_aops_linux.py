@@ -116,6 +116,24 @@ def test_machine_that_goes_back_has_its_probes_again(kernel: str) -> None:
     assert run_shell(machine, f"echo x >> {PROGRAM} && umount /mnt && echo fine").endswith("fine")
 
 
+def test_machine_that_goes_back_to_before_the_file_was_there() -> None:
+    """The file comes once more, and the probe with it: its int3, and no writer while it is there."""
+    machine = another("amd64")
+    manager = Manager(machine)
+    file = manager.uprobes.open(BUSYBOX)
+    assert file is not None
+    saved = machine.snapshot()
+    probe = Uprobe("/tmp/later", entry_of(file), arm="int3")
+    manager.register(probe)
+    for _ in range(2):
+        assert in_memory(machine) == 0
+        run_shell(machine, "cp /bin/busybox /tmp/later; /tmp/later true; /tmp/later true")
+        assert in_memory(machine) == 1
+        assert "Text file busy" in run_shell(machine, "echo x >> /tmp/later")
+        machine.restore(saved)
+    assert (probe.hits, probe.notes) == (4, ())
+
+
 def test_file_systems_that_read_no_pages_are_refused(kernel: str) -> None:
     """The initramfs's files are made of their page cache: there is nothing to follow."""
     machine = another(kernel)
