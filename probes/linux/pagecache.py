@@ -103,11 +103,11 @@ class LinuxPageCache:
         """Of the one processor there is, which the kernel adds to the others'; None on a kernel for one alone."""
         if not _member(mount, "mnt_pcp"):
             return None
-        (offset,) = self._machine.symbols.lookup("__per_cpu_offset")[:1] or (None,)
-        if offset is None:
+        areas = self._linux.kernel.address("__per_cpu_offset")
+        if areas is None:
             return None
         word = self._machine.bits // 8
-        base = int.from_bytes(self._machine.memory.read(offset.address, word), "little")
+        base = int.from_bytes(self._machine.memory.read(areas, word), "little")
         return (int(mount.mnt_pcp.value_()) + base) & (1 << 8 * word) - 1
 
     def deny(self, file: ProgramFile) -> tuple[int, int, int]:
