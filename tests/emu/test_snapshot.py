@@ -105,6 +105,21 @@ def test_snapshot_with_breakpoints_is_the_one_without() -> None:
     assert armed.snapshot().ram == bare.snapshot().ram
 
 
+def test_masked_bytes_are_in_no_snapshot_and_no_hash() -> None:
+    """What somebody has put into RAM, for the guest to see, as long as he says so; RAM itself keeps it."""
+    machine = boot_embedded(64, WORKLOAD)
+    machine.run(12_345)
+    bare, place = machine.ram_sha256(), machine.memory.size - 4096
+    own = machine.memory.read_physical(place, 2)
+    machine.memory.write_physical(place, b"\x01\x02")
+    end = machine.mask(lambda: {place: own})
+    assert machine.ram_sha256() == bare
+    assert restore(machine.snapshot()).memory.read_physical(place, 2) == own
+    assert machine.memory.read_physical(place, 2) == b"\x01\x02"
+    end()
+    assert machine.ram_sha256() != bare
+
+
 def test_restoring_arms_what_is_armed_now(bits: int) -> None:
     """A breakpoint set after the snapshot stands after restoring, and the bytes under it are the snapshot's."""
     machine = boot_embedded(bits, WORKLOAD)

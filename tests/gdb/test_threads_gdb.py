@@ -1,4 +1,4 @@
-"""The guest's tasks as gdb's threads, by both gdbs, on both word sizes; the kernel's /proc says what is right."""
+"""The guest's tasks as gdb's threads, on both word sizes; the kernel's /proc says what is right."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def test_every_task_is_a_thread_with_the_kernels_own_stack(gdb: str, linux_machi
                 session.execute("set var $sp=0")
 
 
-def test_step_of_a_sleeping_task_ends_in_it(gdb: str, linux_machine: GuestMachine) -> None:
+def test_step_of_a_sleeping_task_ends_in_it(new_gdb: str, linux_machine: GuestMachine) -> None:
     """The guest runs until the task is current, others' work is not told of; then it is stepped as any thread."""
     with serve(linux_machine) as served:
         served.monitor("threads tasks")
-        with gdb_session(served.address, gdb=gdb) as session:
+        with gdb_session(served.address, gdb=new_gdb) as session:
             threads = session.execute("info threads").splitlines()
             (line,) = [line for line in threads if '"rcu_preempt"' in line]
             session.execute(f"thread {line.split()[0]}")

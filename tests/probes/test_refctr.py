@@ -50,7 +50,7 @@ def test_program_sees_what_the_kernels_uprobes_show_it(kernel: str, made: tuple[
     def told(on: str | None) -> str:
         """What a program tells; `on` is the shell's way to switch the probe, None means ours."""
         run_shell(machine, f"{PATH} x </tmp/lines >/tmp/told & exec 3>/tmp/lines")
-        for line in ("", "1", "", "f", "0", "", "f", "1", "s", "", "0", "", "f", "q"):
+        for line in ("", "1", "", "f", "0", "f", "1", "s", "0", "f", "q"):
             if line not in ("0", "1"):
                 run_shell(machine, f"echo '{line}' >&3; sleep 0.1")
             elif on:
@@ -60,10 +60,10 @@ def test_program_sees_what_the_kernels_uprobes_show_it(kernel: str, made: tuple[
         return run_shell(machine, "exec 3>&-; wait; cat /tmp/told")
 
     judged = told(f"> {EVENTS}")
-    assert judged.replace("\n", " ") == "b=0p0 v=0p0 v=1p1 c=1p1 v=1p1 v=0p0 c=0p0 v=0p0 v=2p1 v=2p1 v=1p1 c=1p1 v=1p1"
+    assert judged.replace("\n", " ") == "b=0p0 v=0p0 v=1p1 c=1p1 v=1p1 c=0p0 v=0p0 v=2p1 c=1p1 v=1p1"
     manager.register(ours)
     assert told(None) == judged
-    assert ours.hits == judged.count("p1") - 3  # while it was off and the program itself had stored a one
+    assert ours.hits == judged.count("p1") - 2  # while it was off and the program itself had stored a one
     manager.unregister(ours)
     assert (machine.traps.before_entry, machine.breaks.client) == (None, None)
 
