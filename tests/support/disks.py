@@ -19,6 +19,7 @@ DISK_KERNELS: dict[str, tuple[str, ...]] = {name: ("brd",) for name in KERNELS i
 """Each with the modules that an ext4 on a ram disk needs, in the order of loading."""
 if os.environ.get("GDBSTUB_LONG_TESTS"):  # linking the last one takes i386 a quarter of its boot's instructions
     DISK_KERNELS["i386"] = ("brd", "crc16", "mbcache", "crc32c_generic", "jbd2", "ext4")
+    DISK_KERNELS["5.10"] = ("brd",)
 PROGRAM = "/mnt/cold"
 
 
