@@ -466,13 +466,20 @@ def _check_writable(path: Path | str | None) -> None:
 def run_program(start: Callable[[], GuestMachine], options: RunOptions) -> Outcome:
     """Prepare and run what `start` makes; a debugger may have it made again. UsageError: a wrong command line."""
     machine = start()
+    ended: list[Outcome] = []
 
-    async def main() -> Outcome:
+    async def main() -> None:
         program = Program(machine, options, start)
         program.prepare()
-        return await program.run()
+        ended.append(await program.run())
 
-    return trio.run(main)
+    try:
+        trio.run(main)
+    except (KeyboardInterrupt, trio.TrioInternalError):
+        # A second signal (`timeout` sends two) while trio closes, and none is listened for any more.
+        if not ended:
+            raise
+    return ended[0]
 
 
 def run_replay(

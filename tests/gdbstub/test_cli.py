@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import pytest
+import trio
 
 from emu.machine import Machine
 from gdbstub import cli
@@ -93,6 +94,18 @@ def test_a_defect_inside_the_guest_s_run_is_status_4(run: Run, monkeypatch: pyte
     assert ended.status == 4
     assert "please report this" in ended.err
     assert "ZeroDivisionError: broken on purpose" in ended.err
+
+
+def test_a_second_signal_at_the_very_end_is_no_defect(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may find trio closing: the run has ended all the same, with its own status."""
+    run = trio.run
+
+    def interrupted(main: Callable[[], Awaitable[object]]) -> None:
+        run(main)
+        raise trio.TrioInternalError from KeyboardInterrupt()
+
+    monkeypatch.setattr(trio, "run", interrupted)
+    assert cli.main(["load", "embedded", "--no-listen", "--console", "none", "--budget", "1000"]) == 1
 
 
 def test_a_defect_outside_of_it_is_status_4_too(run: Run, monkeypatch: pytest.MonkeyPatch):
