@@ -12,6 +12,7 @@ from typing import Final, Protocol
 
 from drgn import Object, cast
 from drgn.helpers.linux.mm import PageHead, compound_nr, page_index, page_to_pfn
+from drgn.helpers.linux.percpu import per_cpu_ptr
 from drgn.helpers.linux.xarray import xa_is_value, xa_load
 
 from emu.iface import Machine
@@ -95,20 +96,8 @@ class LinuxPageCache:
             if first.value_() != mounts.address_of_().value_():
                 offset = program.type("struct mount").member("mnt_instance").bit_offset // 8
                 mount = Object(program, "struct mount *", first.value_() - offset)
-                count = self._mount_count(mount)
-                counts += [(count, _COUNT, 1)] if count is not None else []
+                counts.append((_address(_mount_count(mount)), _COUNT, 1))
         return counts
-
-    def _mount_count(self, mount: Object) -> int | None:
-        """Of the one processor there is, which the kernel adds to the others'; None on a kernel for one alone."""
-        if not _member(mount, "mnt_pcp"):
-            return None
-        areas = self._linux.kernel.address("__per_cpu_offset")
-        if areas is None:
-            return None
-        word = self._machine.bits // 8
-        base = int.from_bytes(self._machine.memory.read(areas, word), "little")
-        return (int(mount.mnt_pcp.value_()) + base) & (1 << 8 * word) - 1
 
     def deny(self, file: ProgramFile) -> tuple[int, int, int]:
         """As deny_write_access(): i_writecount is how many write or, negative, how many deny it."""
@@ -192,6 +181,13 @@ def _inode(file: ProgramFile) -> Object:
 
 def _address(member: Object) -> int:
     return int(member.address_of_().value_())
+
+
+def _mount_count(mount: Object) -> Object:
+    """Of the one processor there is, which the kernel adds to the others'."""
+    if not _member(mount, "mnt_pcp"):
+        return mount.mnt_count  # a kernel for one alone
+    return per_cpu_ptr(mount.mnt_pcp, 0).mnt_count
 
 
 def _member(structure: Object, name: str) -> bool:
