@@ -75,6 +75,11 @@ class LinuxPrograms:
             "uprobe_clear_state": self._on_end,
             "do_exit": self._on_exit,
         }
+        self._seen: tuple[int, tuple[Mapped, ...]] = (-1, ())  # instruction count, and all mappings of files then
+        kprobes.after_restore(self._forget)
+
+    def _forget(self) -> None:
+        self._seen = (-1, ())
 
     # ------------------------------------------------------------------------------------------------- files by path
 
@@ -89,6 +94,16 @@ class LinuxPrograms:
     # ------------------------------------------------------------------------------------------------------- mappings
 
     def mapped(self, space: int | None = None) -> Iterator[Mapped]:
+        """All processes' are read once for as long as the guest stands still: thousands of probes come at one stop."""
+        now = self._machine.clock.instructions
+        if space is not None and self._seen[0] != now:
+            yield from self._read_mapped(space)
+            return
+        if self._seen[0] != now:
+            self._seen = now, tuple(self._read_mapped())
+        yield from (mapped for mapped in self._seen[1] if space is None or mapped.region.space == space)
+
+    def _read_mapped(self, space: int | None = None) -> Iterator[Mapped]:
         try:
             processes = self._linux.processes()
             spaces = {mm.value_(): mm for process in processes if (mm := process.mm.read_())}
@@ -226,6 +241,7 @@ class LinuxPrograms:
                 kp.notes = (error.reason,)  # memory of the kernel's that it has destroyed itself
                 return
             if event is not None:
+                self._forget()
                 tell(event)
 
         return handler
