@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from emu.iface import GuestExit, ImageError, MachineError, Panic, PowerOff, Stop
+from emu.iface import ImageError, MachineError
 from emu.images import facts, initramfs
 from emu.images.cache import Progress, quiet
 from emu.images.detect import load_image, load_kernel
@@ -24,6 +24,7 @@ from emu.images.plan import Image, Section
 from emu.machine import Machine
 from emu.patching import PATCHERS, PatchingGuard
 from emu.snapshot import Snapshot
+from emu.stops import GuestExit, Panic, PowerOff, Stop
 from emu.symbols import Symbol, SymbolTable, kallsyms, pack_symbols, unpack_symbols
 
 KERNEL_MEMORY = 256 << 20

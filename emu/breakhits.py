@@ -12,8 +12,9 @@ from emu.clock import Clock
 from emu.codebreaks import CodeBreaks
 from emu.cpustate import CpuState
 from emu.engine import Engine
-from emu.iface import BackEnd, Stop
+from emu.iface import BackEnd
 from emu.planted import PlantedBytes
+from emu.stops import Stop
 from emu.text import INT3, ArmedText
 from emu.traps import PF, GuestFault, Traps
 

@@ -16,8 +16,9 @@ from functools import partial
 from typing import Final, Protocol
 
 from emu.cpustate import AC, DF, IF, NT, RF, TF, CpuState
-from emu.iface import CallAborted, Interrupted, MemoryFault, Stop
+from emu.iface import CallAborted, MemoryFault
 from emu.memory import GuestMemory
+from emu.stops import Interrupted, Stop
 from emu.symbols import GuestSymbols
 from emu.window import GATES, SlotWindow
 

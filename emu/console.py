@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from emu.iface import Stop
+from emu.stops import Stop
 
 KEEP = 1 << 20  # characters of console text kept for those who ask later
 LONGEST_LINE = 4096  # characters; a longer line is matched in pieces, for matching looks at all of it each time

@@ -10,8 +10,9 @@ from collections.abc import Callable
 
 from emu.cpustate import IF
 from emu.devices.pc import Devices
-from emu.iface import Halted, TrapClient
+from emu.iface import TrapClient
 from emu.stopping import Stopping
+from emu.stops import Halted
 from emu.traps import PF, Traps
 from emu.window import SlotWindow
 

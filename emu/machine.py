@@ -13,22 +13,12 @@ from typing import Any
 from emu.breakhits import Watcher
 from emu.calls import GuestCalls
 from emu.cpustate import FLAT_CODE32, FLAT_CODE64, FLAT_DATA
-from emu.iface import (
-    BackEnd,
-    Breakpoint,
-    Budget,
-    Interrupted,
-    MachineError,
-    MemoryFault,
-    ProbeStop,
-    Step,
-    Stop,
-    WatchKind,
-)
+from emu.iface import BackEnd, MachineError, MemoryFault
 from emu.images.plan import Image
 from emu.insn import MAX_INSN_SIZE, InvalidInstruction, decode
 from emu.running import Condition, RunLoop, Watch
 from emu.snapshot import Snapshot, pack_ram, unpack_ram
+from emu.stops import Breakpoint, Budget, Interrupted, ProbeStop, Step, Stop, WatchKind
 from emu.symbols import SymbolTable
 
 FEW_HOOKS = 8  # PC hooks for breakpoints with conditions; each more slows every instruction

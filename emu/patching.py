@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from emu.iface import MachineError, Stop
+from emu.iface import MachineError
 from emu.machine import Machine
+from emu.stops import Stop
 
 # Linux 5.10 to 6.12. Those that compare come first; the last five write, for whoever may call them besides.
 PATCHERS = (

@@ -17,7 +17,8 @@ from typing import Any, Final, Generic, ParamSpec, TypeAlias, TypeVar
 
 import trio
 
-from emu.iface import Budget, ConsoleMatch, GuestExit, Interrupted, Machine, PowerOff, Reset, Stop
+from emu.iface import Machine
+from emu.stops import Budget, ConsoleMatch, GuestExit, Interrupted, PowerOff, Reset, Stop
 
 Args = ParamSpec("Args")
 Result = TypeVar("Result")

@@ -22,29 +22,26 @@ from emu.cpustate import HF_INHIBIT_IRQ, MSR_TSC_AUX, CpuState
 from emu.devices.pc import Devices
 from emu.engine import Engine, FetchError
 from emu.events import Events
-from emu.iface import (
-    BackEnd,
-    Breakpoint,
-    Budget,
-    Defect,
-    ExceptionRaised,
-    GuestExit,
-    MemoryFault,
-    PowerOff,
-    ProbeStop,
-    Reset,
-    Stop,
-    TrapClient,
-    TripleFault,
-    Verdict,
-    Watchpoint,
-)
+from emu.iface import BackEnd, MemoryFault, TrapClient, Verdict
 from emu.insn import MAX_INSN_SIZE, InvalidInstruction, decode
 from emu.memory import GuestMemory
 from emu.planted import PlantedBytes
 from emu.ram import Ram
 from emu.registers import GuestRegisters
 from emu.shortcuts import Shortcuts
+from emu.stops import (
+    Breakpoint,
+    Budget,
+    Defect,
+    ExceptionRaised,
+    GuestExit,
+    PowerOff,
+    ProbeStop,
+    Reset,
+    Stop,
+    TripleFault,
+    Watchpoint,
+)
 from emu.symbols import GuestSymbols, SymbolTable
 from emu.text import ArmedText, Place
 from emu.traps import CaughtException, GuestFault, Traps, TripleFaulted

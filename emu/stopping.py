@@ -9,8 +9,8 @@ from __future__ import annotations
 from emu.clock import Clock
 from emu.cpustate import CpuState
 from emu.engine import Engine
-from emu.iface import Defect, Interrupted, Stop
 from emu.pace import Pacer
+from emu.stops import Defect, Interrupted, Stop
 
 
 class Stopping:

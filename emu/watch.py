@@ -20,10 +20,11 @@ from typing import NamedTuple
 
 from emu.cpustate import CpuState
 from emu.engine import Engine
-from emu.iface import BackEnd, MachineError, WatchKind
+from emu.iface import BackEnd, MachineError
 from emu.insn import spans
 from emu.paging import CR4_PAE, EFER_LMA, Tables, entry_addresses, walk
 from emu.ram import PAGE, Ram
+from emu.stops import WatchKind
 from emu.text import ArmedText
 from emu.traps import Traps
 

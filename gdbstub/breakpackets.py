@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from emu.iface import Machine, WatchKind
+from emu.iface import Machine
+from emu.stops import WatchKind
 from gdbstub.agent import Agent
 from gdbstub.conditions import Decision, decision
 from gdbstub.packets import PacketError, packet, pair

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final, cast
 
 from emu.arch import Arch
-from emu.iface import Interrupted, Machine, MachineError, Memory
+from emu.iface import Machine, MachineError, Memory
+from emu.stops import Interrupted
 from gdbstub.actions import Action, Resume
 from gdbstub.files import FileTree
 from gdbstub.monitor import Answer, Monitor

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from emu import iface
+from emu import stops
 from emu.boot import GuestMachine
 from probes.manager import EventStatus
 
@@ -29,48 +29,48 @@ class UsageError(Exception):
 class Outcome:
     """`stop` is None where the user ended the run; `text` is empty where there is nothing to say."""
 
-    stop: iface.Stop | None
+    stop: stops.Stop | None
     status: int
     text: str
 
 
-def judge(stop: iface.Stop | None, crashed: bool) -> Outcome:
+def judge(stop: stops.Stop | None, crashed: bool) -> Outcome:
     """What a stop means for who started the run; `crashed`: the guest's kernel has entered its panic at some time."""
     status, text = _judge(stop)
-    if crashed and not isinstance(stop, iface.ConsoleMatch | iface.GuestExit | iface.Defect):
+    if crashed and not isinstance(stop, stops.ConsoleMatch | stops.GuestExit | stops.Defect):
         status = CRASHED
     return Outcome(stop, status, text)
 
 
-def _judge(stop: iface.Stop | None) -> tuple[int, str]:
+def _judge(stop: stops.Stop | None) -> tuple[int, str]:
     match stop:
         case None:
             return SUCCESS, ""
-        case iface.ConsoleMatch(text=text):
+        case stops.ConsoleMatch(text=text):
             return SUCCESS, f"matched: {text.strip()}"
-        case iface.GuestExit(status=status):
+        case stops.GuestExit(status=status):
             return status, f"the guest ended with status {status}"
-        case iface.PowerOff():
+        case stops.PowerOff():
             return SUCCESS, "the guest powered off"
-        case iface.Reset(requested=requested):
+        case stops.Reset(requested=requested):
             return (SUCCESS, "the guest reset the machine") if requested else (CRASHED, "the guest reset unasked")
-        case iface.Panic(pc=pc, message=message):
+        case stops.Panic(pc=pc, message=message):
             return CRASHED, f"the guest panicked at {pc:#x}: {message}"
-        case iface.TripleFault(pc=pc, vector=vector):
+        case stops.TripleFault(pc=pc, vector=vector):
             return CRASHED, f"triple fault at {pc:#x}, begun by vector {vector}"
-        case iface.Budget(instructions=count):
+        case stops.Budget(instructions=count):
             return NOT_REACHED, f"the budget is used up at instruction {count:,}"
-        case iface.Halted(pc=pc, reason=reason):
+        case stops.Halted(pc=pc, reason=reason):
             return NOT_REACHED, f"halted for good at {pc:#x}: {reason}"
-        case iface.HandlerFailed(pc=pc, where=where, error=error):
+        case stops.HandlerFailed(pc=pc, where=where, error=error):
             return USAGE, f"a probe's handler failed at {pc:#x}: {where}: {error}"
-        case iface.Defect(report=report):
+        case stops.Defect(report=report):
             return DEFECT, f"a defect of gdbstub; please report this:\n{report}"
-        case iface.Breakpoint(pc=pc) | iface.Watchpoint(pc=pc) | iface.Step(pc=pc) | iface.Interrupted(pc=pc):
+        case stops.Breakpoint(pc=pc) | stops.Watchpoint(pc=pc) | stops.Step(pc=pc) | stops.Interrupted(pc=pc):
             return SUCCESS, f"stopped at {pc:#x}"
-        case iface.ProbeStop(pc=pc):
+        case stops.ProbeStop(pc=pc):
             return SUCCESS, f"stopped at {pc:#x}"
-        case iface.ExceptionRaised(pc=pc, vector=vector):
+        case stops.ExceptionRaised(pc=pc, vector=vector):
             return SUCCESS, f"stopped at {pc:#x}, before exception {vector}"
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import trio
 
-from emu import iface
+from emu import iface, stops
 from emu.boot import GuestMachine, expect_status
 from emu.images.fetch import FetchError
 from emu.images.initramfs import exec_line
@@ -70,7 +70,7 @@ class Program:
         self.probes = Manager(machine, arm=options.arm, linux_limits=options.linux_limits, copies=copies)
         self._threads = ThreadChoice(TaskThreads(machine, lambda: self.probes.linux))
         self._ended = trio.Event()
-        self._stop: iface.Stop | None = None  # what ended the run; None: the user
+        self._stop: stops.Stop | None = None  # what ended the run; None: the user
         self._outputs: list[Output] = []
         self._screen: Output | None = None  # standard output, where the console is there
         self._lost = False  # a file that was asked for could not be written to its end
@@ -113,7 +113,7 @@ class Program:
         options, console = self.options, self.machine.console
         self._send_next(list(options.sends))
         if options.until is not None:
-            console.expect(options.until, lambda match: iface.ConsoleMatch(match.string))
+            console.expect(options.until, lambda match: stops.ConsoleMatch(match.string))
         if options.execute is not None and options.restore is not None:
             expect_status(self.machine)  # `boot` has done so for a kernel that starts
 
@@ -304,7 +304,7 @@ class Program:
         if self._export is not None:
             self._export.close(self.probes.unfinished())
         try:
-            if isinstance(stop, iface.ConsoleMatch) and options.snapshot is not None:
+            if isinstance(stop, stops.ConsoleMatch) and options.snapshot is not None:
                 self.machine.save(options.snapshot)
             outcome = judge(stop, self.machine.guest.crashed or self._halted_in_panic())
             if self._lost and outcome.status == SUCCESS:
@@ -323,7 +323,7 @@ class Program:
 
     def _halted_in_panic(self) -> bool:
         """A guest that is not Linux says itself that it panicked, and then halts for good in its function `panic`."""
-        found = self.machine.symbols.find(self._stop.pc) if isinstance(self._stop, iface.Halted) else None
+        found = self.machine.symbols.find(self._stop.pc) if isinstance(self._stop, stops.Halted) else None
         return found is not None and found[0].name == "panic"
 
     def _trace_folder(self) -> TraceFolder | None:

@@ -98,7 +98,7 @@ def _make(config: pytest.Config, name: str, append: str) -> GuestMachine:
 def _booted(name: str) -> Snapshot:
     """The kernel at its shell's prompt."""
     from emu.boot import boot
-    from emu.iface import ConsoleMatch
+    from emu.stops import ConsoleMatch
 
     machine = boot(name)
     machine.console.expect(_PROMPT, lambda match: ConsoleMatch(match.string))

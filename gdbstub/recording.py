@@ -20,8 +20,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, TypeAlias
 
-from emu.iface import Interrupted, MachineError, Stop
+from emu.iface import MachineError
 from emu.machine import Machine
+from emu.stops import Interrupted, Stop
 from gdbstub.actions import Action, Detach, Interrupt, Kill, Send
 from gdbstub.session import Session
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from emu.iface import Interrupted, Stop
 from emu.machine import Machine
+from emu.stops import Interrupted, Stop
 from gdbstub.actions import Kill, Resume
 from gdbstub.packets import PacketError, unhex
 from gdbstub.recording import Event, Recorder

@@ -19,7 +19,8 @@ from html import escape
 from typing import Final
 
 from emu.arch import Arch
-from emu.iface import Interrupted, Machine, Stop
+from emu.iface import Machine
+from emu.stops import Interrupted, Stop
 from gdbstub import stops
 from gdbstub.actions import Action, Detach, Interrupt, Kill, Resume, Send
 from gdbstub.packets import PacketError, number, packet, pair

@@ -20,8 +20,8 @@ from typing import Final, TypeAlias, assert_never
 
 import trio
 
-from emu.iface import Stop
 from emu.runner import Runner
+from emu.stops import Stop
 from gdbstub.actions import Action, Detach, Kill, Resume, Send
 from gdbstub.actions import Interrupt as InterruptRun
 from gdbstub.address import Address, AddressError, Stdio, Tcp, Unix

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from emu.arch import Arch
-from emu.iface import Breakpoint, Machine, MachineError, MemoryFault, Step, Stop
+from emu.iface import Machine, MachineError, MemoryFault
+from emu.stops import Breakpoint, Step, Stop
 from gdbstub import stops
 from gdbstub.actions import Action, Resume, Send
 from gdbstub.agent import Agent, StateVariables

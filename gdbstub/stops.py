@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Final, assert_never
 
-from emu.iface import (
+from emu.stops import (
     Breakpoint,
     Budget,
     ConsoleMatch,

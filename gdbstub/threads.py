@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final, Protocol
 
-from emu.iface import MachineError, Stop
+from emu.iface import MachineError
+from emu.stops import Stop
 
 CPU: Final = 1
 """The thread that is processor 0."""

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Final
 
-from emu.iface import HandlerFailed, Machine
+from emu.iface import Machine
+from emu.stops import HandlerFailed
 
 _OURS: Final = ("emu", "probes", "gdbstub")
 _LIBRARIES: Final = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})

@@ -13,7 +13,8 @@ import functools
 from collections.abc import Callable, Hashable, Iterator
 from typing import Final
 
-from emu.iface import BackEnd, CallAborted, Cpu, Machine, MemoryFault, ProbeStop, Stop, Verdict
+from emu.iface import BackEnd, CallAborted, Cpu, Machine, MemoryFault, Verdict
+from emu.stops import ProbeStop, Stop
 from probes.arch import Begin, Finish, ProbeArch, Short
 from probes.calls import Calls
 from probes.errors import ProbeError, errno_name

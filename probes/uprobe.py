@@ -19,8 +19,9 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias, assert_never
 
-from emu.iface import Cpu, Machine, MemoryFault, Stop
+from emu.iface import Cpu, Machine, MemoryFault
 from emu.insn import MAX_INSN_SIZE, Encoding, InvalidInstruction, decode
+from emu.stops import Stop
 from probes.arch import ProbeArch
 from probes.blame import ask
 from probes.errors import ProbeError

@@ -14,7 +14,8 @@ from typing import Final
 from drgn import Object
 from drgn.helpers.linux.sched import task_state_to_char
 
-from emu.iface import Machine, MemoryFault, Step, Stop
+from emu.iface import Machine, MemoryFault
+from emu.stops import Step, Stop
 from probes.linux.program import NotAvailable
 from probes.linux.saved import switched_registers
 from probes.linux.system import PAGE, Linux

@@ -19,10 +19,11 @@ from pathlib import Path
 
 from emu import boot, restore
 from emu.boot import KERNEL_MEMORY
-from emu.iface import ConsoleMatch, MachineError, Stop
+from emu.iface import MachineError
 from emu.images.fetch import fetch
 from emu.images.linux import DEFAULT_APPEND
 from emu.snapshot import Snapshot
+from emu.stops import ConsoleMatch, Stop
 from tests.bench.row import Effort, Row, Skipped, interleaved, seconds
 
 FIRST, LAST = "Linux version", "Run /init"

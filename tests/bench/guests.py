@@ -15,8 +15,8 @@ import unicorn
 from unicorn import x86_const as reg
 
 from emu import boot_embedded
-from emu.iface import ConsoleMatch
 from emu.machine import Machine
+from emu.stops import ConsoleMatch
 from tests.bench.row import Effort, Row, interleaved, seconds
 from tests.support.assemble import assemble
 from tests.support.trapping import CODE, MEMORY, trapping_image

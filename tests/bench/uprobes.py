@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from emu.boot import GuestMachine
-from emu.iface import Budget
+from emu.stops import Budget
 from probes import Manager, Uprobe
 from probes.linux import linux_of
 from probes.planting import UserArm

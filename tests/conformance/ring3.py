@@ -10,9 +10,10 @@ import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from emu.iface import Cpu, Halted
+from emu.iface import Cpu
 from emu.images.plan import IDENTITY_TABLES_SIZE, Image, Segment, flat_start
 from emu.machine import Machine
+from emu.stops import Halted
 from emu.symbols import SymbolTable
 from probes.programs import CachedPage, Entry, Event, FileId, Mapped, PageCache, ProgramFile, Region
 from probes.regs import Regs

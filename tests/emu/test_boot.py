@@ -10,7 +10,8 @@ import pytest
 
 from emu import boot, load, restore
 from emu.boot import GuestMachine
-from emu.iface import Breakpoint, Budget, ConsoleMatch, ImageError, Panic, PowerOff, Reset, Step
+from emu.iface import ImageError
+from emu.stops import Breakpoint, Budget, ConsoleMatch, Panic, PowerOff, Reset, Step
 from tests.support import kernels
 from tests.support.kernels import another, at_prompt, run_shell, run_until, type_line
 

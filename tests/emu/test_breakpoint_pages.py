@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from emu.boot import GuestMachine, boot_embedded
-from emu.iface import Breakpoint, ExceptionRaised, Halted, Step
+from emu.stops import Breakpoint, ExceptionRaised, Halted, Step
 from tests.support.tiny import CODE, PRESENT, TABLES, USER, WRITABLE, Tiny, assemble
 
 EVERY = PRESENT | WRITABLE | USER

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from emu.iface import Breakpoint, Budget, Halted, Interrupted
+from emu.stops import Breakpoint, Budget, Halted, Interrupted
 from tests.support.tiny import CODE, UNMAPPED, Tiny
 
 COUNT_TO_5 = "xor ecx, ecx; again: inc ecx; cmp ecx, 5; jne again; hlt"

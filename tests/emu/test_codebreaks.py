@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from emu.iface import Breakpoint, Budget, Cpu, Halted, Stop
+from emu.iface import Cpu
+from emu.stops import Breakpoint, Budget, Halted, Stop
 from tests.support.tiny import CODE, DATA, ENOUGH, Tiny, assemble
 
 BITS = pytest.mark.parametrize("bits", [64, 32])

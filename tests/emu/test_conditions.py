@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from emu.iface import Breakpoint, Budget, Interrupted
 from emu.machine import FEW_HOOKS, Machine
+from emu.stops import Breakpoint, Budget, Interrupted
 from tests.support.embedded import Guest, power_on
 
 BOOT = 60_000  # instructions until it idles; it then calls `schedule` every 120

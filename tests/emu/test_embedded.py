@@ -6,9 +6,10 @@ from itertools import pairwise
 
 import pytest
 
-from emu.iface import Breakpoint, Budget, GuestExit, Halted, ImageError, PowerOff, Reset, Stop, TripleFault
+from emu.iface import ImageError
 from emu.images.embedded import embedded_guest, embedded_kernel, embedded_program, layout
 from emu.machine import Machine
+from emu.stops import Breakpoint, Budget, GuestExit, Halted, PowerOff, Reset, Stop, TripleFault
 from tests.support.embedded import Guest, power_on
 
 ENOUGH = 1_000_000

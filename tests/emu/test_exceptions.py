@@ -6,7 +6,7 @@ import pytest
 
 from emu import boot_embedded
 from emu.boot import GuestMachine
-from emu.iface import Breakpoint, ExceptionRaised, Halted, Step, Stop, TripleFault
+from emu.stops import Breakpoint, ExceptionRaised, Halted, Step, Stop, TripleFault
 from tests.support.tiny import CODE, DATA, FLAGS_TF, HANDLERS, STACK, UNMAPPED, Tiny
 
 EVERY = frozenset(range(32))

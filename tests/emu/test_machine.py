@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from emu import GuestMachine, boot_embedded
-from emu.iface import (
+from emu.stops import (
     Breakpoint,
     Budget,
     ConsoleMatch,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from emu.iface import Halted, MachineError, MemoryFault
+from emu.iface import MachineError, MemoryFault
 from emu.ram import MAX_SIZE, Ram
+from emu.stops import Halted
 from tests.support.tiny import DATA, MEMORY, NX, UNMAPPED, Tiny
 
 PAGE = 0x1000

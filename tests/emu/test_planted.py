@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from emu.iface import Breakpoint, Budget, Halted
+from emu.stops import Breakpoint, Budget, Halted
 from tests.emu.test_codebreaks import Client, after, go_back
 from tests.support.tiny import CODE, DATA, ENOUGH, Tiny
 

@@ -6,7 +6,8 @@ import pytest
 
 from emu import GuestMachine, boot_embedded
 from emu.arch import I386, I8086, X86_64
-from emu.iface import Halted, MachineError
+from emu.iface import MachineError
+from emu.stops import Halted
 from tests.support.tiny import CODE, DATA, IDT, TABLES, Tiny
 
 ONE = 0x3FFF8000000000000000  # 1.0 in the x87's 80 bits

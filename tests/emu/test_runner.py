@@ -10,8 +10,8 @@ import trio
 import trio.testing
 
 from emu.arch import X86_64
-from emu.iface import Breakpoint, GuestExit, Halted, Interrupted, Stop
 from emu.runner import Runner, open_runner
+from emu.stops import Breakpoint, GuestExit, Halted, Interrupted, Stop
 from tests.support.fake_machine import CODE, PROGRAM, FakeMachine
 
 HALT = bytes.fromhex("90 f4")

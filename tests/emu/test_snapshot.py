@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emu import GuestMachine, boot_embedded, restore
-from emu.iface import BackEnd, Breakpoint, GuestExit, Halted, ImageError, MachineError
+from emu.iface import BackEnd, ImageError, MachineError
 from emu.snapshot import CHUNK, Header, Snapshot
+from emu.stops import Breakpoint, GuestExit, Halted
 from tests.support.tiny import CODE, Tiny
 
 WORKLOAD = "calls=3 sleep=2 faults=1 opens=3 exit=5"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from emu.iface import BackEnd, Breakpoint, Budget, Cpu, Halted, MemoryFault, Stop, Verdict
+from emu.iface import BackEnd, Cpu, MemoryFault, Verdict
+from emu.stops import Breakpoint, Budget, Halted, Stop
 from tests.support import tiny
 from tests.support.tiny import CODE, DATA, UNMAPPED, Tiny
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from emu.iface import Halted, TripleFault
+from emu.stops import Halted, TripleFault
 from tests.support import tiny
 from tests.support.tiny import CODE, FLAGS_IF, FLAGS_NT, FLAGS_RF, FLAGS_TF, UNMAPPED, Frame, Tiny
 

@@ -9,8 +9,8 @@ import pytest
 from emu.boot import Guest, GuestMachine
 from emu.cpustate import MSR_EFER, MSR_FMASK, MSR_LSTAR, MSR_STAR
 from emu.events import POLL
-from emu.iface import Budget, Halted, Stop
 from emu.images.flat import load_flat
+from emu.stops import Budget, Halted, Stop
 from tests.support import tiny
 from tests.support.tiny import CODE, FLAGS_IF, FLAGS_TF, HANDLERS, Tiny
 

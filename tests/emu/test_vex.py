@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emu.engine import self_test
-from emu.iface import Breakpoint, Step, TripleFault
 from emu.images.plan import Image, Segment, flat_start
 from emu.machine import Machine
+from emu.stops import Breakpoint, Step, TripleFault
 from emu.vex import begins_with_vex, find_vex
 from tests.support.assemble import assemble
 from tests.support.trapping import CODE, MEMORY, trapping_image

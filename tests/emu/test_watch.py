@@ -6,7 +6,8 @@ import pytest
 
 from emu import boot_embedded
 from emu.boot import GuestMachine
-from emu.iface import Breakpoint, Budget, Halted, MachineError, Step, Stop, WatchKind, Watchpoint
+from emu.iface import MachineError
+from emu.stops import Breakpoint, Budget, Halted, Step, Stop, WatchKind, Watchpoint
 from emu.watch import MAX_SIZE
 from tests.support.tiny import (
     CODE,

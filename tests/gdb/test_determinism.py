@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from emu.boot import GuestMachine, boot_embedded
-from emu.iface import ConsoleMatch, PowerOff
+from emu.stops import ConsoleMatch, PowerOff
 from gdbstub.automation import gdb_session
 from tests.gdb.conftest import LINUX
 from tests.gdb.serving import Served, serve

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from emu.boot import GuestMachine, boot_embedded
-from emu.iface import Breakpoint, Budget, Interrupted, PowerOff
+from emu.stops import Breakpoint, Budget, Interrupted, PowerOff
 from probes import Kprobe, Manager
 
 OUT = b"\x66\xef"  # out dx, ax

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from emu.arch import X86_64
-from emu.iface import Breakpoint, Interrupted
+from emu.stops import Breakpoint, Interrupted
 from gdbstub.actions import Resume, Send
 from gdbstub.conditions import MAX_EXPRESSIONS
 from gdbstub.rsp import MAX_PACKET

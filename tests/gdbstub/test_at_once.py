@@ -12,8 +12,8 @@ import trio
 import trio.testing
 
 from emu import GuestMachine, boot_embedded
-from emu.iface import Step
 from emu.runner import open_runner
+from emu.stops import Step
 from gdbstub.rsp import NEED_DATA, Codec, Packet
 from gdbstub.serving import Served, serve
 

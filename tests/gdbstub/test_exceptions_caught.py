@@ -6,7 +6,7 @@ import pytest
 
 from emu.arch import X86_64
 from emu.boot import boot_embedded
-from emu.iface import ExceptionRaised, TripleFault
+from emu.stops import ExceptionRaised, TripleFault
 from gdbstub.actions import Resume, Send
 from gdbstub.monitor import Monitor
 from gdbstub.monitorservices import Services

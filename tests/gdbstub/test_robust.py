@@ -22,8 +22,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from emu.arch import X86_64
 from emu.boot import boot_embedded
-from emu.iface import Interrupted
 from emu.runner import open_runner
+from emu.stops import Interrupted
 from gdbstub.actions import Detach, Interrupt, Kill, Resume, Send
 from gdbstub.address import Tcp
 from gdbstub.monitor import Monitor

@@ -11,8 +11,8 @@ import trio
 import trio.testing
 
 from emu.arch import X86_64
-from emu.iface import Budget, GuestExit, Step
 from emu.runner import open_runner
+from emu.stops import Budget, GuestExit, Step
 from gdbstub.actions import Send
 from gdbstub.files import FileTree
 from gdbstub.monitor import Monitor

@@ -7,7 +7,8 @@ import re
 import pytest
 
 from emu.boot import GuestMachine, boot_embedded
-from emu.iface import ConsoleMatch, MachineError
+from emu.iface import MachineError
+from emu.stops import ConsoleMatch
 from gdbstub.monitorservices import TOPICS
 from gdbstub.services import GuestSystem, MachineInspector, NamedSnapshots, TraceText, disassembler
 from probes.linux import NotAvailable

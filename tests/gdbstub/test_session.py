@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emu.arch import I386, X86_64, Arch, target_xml
-from emu.iface import (
+from emu.stops import (
     Breakpoint,
     Budget,
     ConsoleMatch,

@@ -9,8 +9,8 @@ import pytest
 
 from emu import boot_embedded
 from emu.arch import I386, I8086, X86_64, Arch
-from emu.iface import Step
 from emu.machine import Machine
+from emu.stops import Step
 from gdbstub.session import Resume, Send, Session
 from tests.support.fake_machine import CODE, DATA, PAGE, PROGRAM, FakeMachine
 from tests.support.tiny import UNMAPPED, Tiny

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import pytest
 
 from emu.arch import X86_64
-from emu.iface import Breakpoint, Interrupted, MachineError, MemoryFault, Step, Stop
+from emu.iface import MachineError, MemoryFault
+from emu.stops import Breakpoint, Interrupted, Step, Stop
 from gdbstub.actions import Resume, Send
 from gdbstub.monitor import Monitor
 from gdbstub.monitorservices import Services

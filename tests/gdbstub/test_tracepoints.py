@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emu.arch import X86_64
-from emu.iface import Breakpoint, Interrupted
+from emu.stops import Breakpoint, Interrupted
 from gdbstub.actions import Send
 from gdbstub.tracebuffer import DEFAULT_SIZE, MAX_FRAMES, MAX_SIZE, Frame, TraceBuffer
 from probes.kprobe import Kprobe

@@ -6,7 +6,7 @@ import pytest
 
 from emu.arch import I386, X86_64
 from emu.boot import boot_embedded
-from emu.iface import WatchKind, Watchpoint
+from emu.stops import WatchKind, Watchpoint
 from gdbstub.actions import Resume, Send
 from gdbstub.breakpackets import MAX_BREAKPOINTS
 from gdbstub.session import Session

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from emu.iface import ConsoleMatch
 from emu.images.embedded import embedded_program
 from emu.machine import Machine
+from emu.stops import ConsoleMatch
 from probes import Manager, Uprobe
 from probes.aops import PageReads
 from tests.support.embedded import power_on

@@ -12,10 +12,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from emu.iface import Halted, Stop
 from emu.images.plan import Image, Segment, flat_start
 from emu.insn import boundaries, decode
 from emu.machine import Machine
+from emu.stops import Halted, Stop
 from emu.symbols import SymbolTable
 from probes import Kprobe, Manager
 from probes.arch.x86_insn import is_repeated

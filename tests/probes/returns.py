@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from emu.iface import GuestExit, Stop
+from emu.stops import GuestExit, Stop
 from probes import Kprobe, Kretprobe, Manager
 from probes.kprobe import Arm
 from probes.kretprobe import End

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from emu import GuestMachine
-from emu.iface import ProbeStop
+from emu.stops import ProbeStop
 from gdbstub.examples import MONITOR_EXAMPLES
 from gdbstub.monitor import Monitor, Services
 from probes import Manager

@@ -9,8 +9,8 @@ import errno
 
 import pytest
 
-from emu.iface import Breakpoint
 from emu.images.embedded import embedded_program, layout
+from emu.stops import Breakpoint
 from probes import Manager, ProbeError, Uprobe
 from tests.probes.cached import DENIED, INT3, finish, in_cache, started
 from tests.support.embedded import Guest, power_on

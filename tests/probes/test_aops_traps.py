@@ -10,10 +10,10 @@ from dataclasses import replace
 
 import pytest
 
-from emu.iface import ConsoleMatch
 from emu.images.embedded import layout
 from emu.insn import MAX_INSN_SIZE, decode
 from emu.machine import Machine
+from emu.stops import ConsoleMatch
 from probes import Kprobe, Kretprobe, Manager, Uprobe
 from probes.aops import PageReads
 from probes.programs import Entry, ProgramFile

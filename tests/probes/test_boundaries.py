@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import pytest
 
 from emu.boot import GuestMachine
-from emu.iface import Budget, ConsoleMatch
 from emu.insn import boundaries
+from emu.stops import Budget, ConsoleMatch
 from probes import Kprobe, Manager
 from probes.core import MAX_HOOKS
 from probes.regs import Regs

@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from emu.iface import BackEnd, Breakpoint
+from emu.iface import BackEnd
 from emu.machine import Machine
+from emu.stops import Breakpoint
 from probes import Kprobe, Manager, ProbeError, Regs
 from probes.abi import s8, s32, u8, u64
 from probes.errors import CallError

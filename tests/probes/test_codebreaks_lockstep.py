@@ -7,8 +7,9 @@ from collections import Counter
 import pytest
 
 from emu.codebreaks import REPEATED
-from emu.iface import Cpu, Stop
+from emu.iface import Cpu
 from emu.machine import Machine
+from emu.stops import Stop
 from emu.vex import begins_with_vex
 from tests.probes.bodies import BODIES
 from tests.probes.lockstep import Body, build, cut, executions, finish, place, run_bare

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from emu.iface import Defect, GuestExit, HandlerFailed, Stop
 from emu.machine import Machine
+from emu.stops import Defect, GuestExit, HandlerFailed, Stop
 from gdbstub.outcome import judge
 from gdbstub.stops import explain, signal
 from probes import Jprobe, Kprobe, Kretprobe, Manager

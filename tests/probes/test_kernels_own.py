@@ -13,8 +13,8 @@ from collections.abc import Callable
 
 import pytest
 
-from emu.iface import Halted
 from emu.insn import spans
+from emu.stops import Halted
 from probes import Kprobe, Manager, ProbeError, Regs
 from tests.support.embedded import Guest, power_on
 

@@ -9,7 +9,7 @@ import re
 import pytest
 
 from emu.boot import GuestMachine
-from emu.iface import ConsoleMatch
+from emu.stops import ConsoleMatch
 from probes import Kprobe, Kretprobe, Manager, ProbeError
 from probes.kretprobe import End
 from tests.probes.returns import add_up

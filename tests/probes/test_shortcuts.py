@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import pytest
 
-from emu.iface import Breakpoint, Budget, GuestExit, Halted
 from emu.machine import Machine
+from emu.stops import Breakpoint, Budget, GuestExit, Halted
 from probes import Kprobe, Manager
 from probes.regs import Regs
 from tests.support.assemble import assemble

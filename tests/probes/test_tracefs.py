@@ -6,7 +6,8 @@ import errno
 
 import pytest
 
-from emu.iface import ProbeStop, Verdict
+from emu.iface import Verdict
+from emu.stops import ProbeStop
 from probes import Manager, ProbeError
 from probes.tracefs import Tracefs, redirection
 from tests.support.fake_cpu import ProbedMachine

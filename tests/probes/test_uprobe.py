@@ -6,9 +6,9 @@ import errno
 
 import pytest
 
-from emu.iface import ConsoleMatch
 from emu.images.embedded import embedded_program
 from emu.machine import Machine
+from emu.stops import ConsoleMatch
 from probes import Manager, ProbeError, Uprobe
 from tests.support.embedded import Guest, power_on
 from tests.support.kernels import run_until

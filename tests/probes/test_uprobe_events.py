@@ -6,8 +6,8 @@ import errno
 
 import pytest
 
-from emu.iface import ConsoleMatch
 from emu.images.embedded import embedded_program
+from emu.stops import ConsoleMatch
 from probes import Manager, ProbeError, Regs, Uprobe
 from probes.spec import parse
 from tests.support.embedded import power_on

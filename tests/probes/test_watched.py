@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from emu.boot import GuestMachine, boot_embedded
-from emu.iface import WatchKind, Watchpoint
+from emu.stops import WatchKind, Watchpoint
 from probes.manager import Manager
 
 APPEND = "calls=5 exit=0"

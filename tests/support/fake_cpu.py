@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from emu.iface import BackEnd, MemoryFault, Stop, TrapClient, Verdict
+from emu.iface import BackEnd, MemoryFault, TrapClient, Verdict
+from emu.stops import Stop
 from tests.support.fake_machine import FakeMemory, FakeSymbols
 
 

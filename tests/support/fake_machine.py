@@ -19,15 +19,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from emu.arch import Arch
-from emu.iface import (
+from emu.iface import MachineError, MemoryFault
+from emu.stops import (
     Breakpoint,
     Budget,
     Defect,
     GuestExit,
     Halted,
     Interrupted,
-    MachineError,
-    MemoryFault,
     Panic,
     PowerOff,
     Reset,

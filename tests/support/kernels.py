@@ -10,8 +10,8 @@ import functools
 import pytest
 
 from emu.boot import GuestMachine, boot, restore
-from emu.iface import ConsoleMatch, Stop
 from emu.snapshot import Snapshot
+from emu.stops import ConsoleMatch, Stop
 from tests.support.images import OLDEST, REAL_KERNELS, fetch_real_kernel
 from tests.support.uncovered import stop_measuring
 

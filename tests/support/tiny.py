@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 from emu.boot import Guest, GuestMachine
 from emu.cpustate import CS, SS
-from emu.iface import Halted, Stop
 from emu.images.embedded.assembler import encode, translate
 from emu.images.plan import Gdt, Image, Segment, Start
+from emu.stops import Halted, Stop
 
 IDT, GDT, TSS, DOUBLE_FAULT_TSS = 0x1000, 0x2000, 0x3000, 0x4000
 STACK, RING0_STACK, IST1_STACK, USER_STACK, DATA = 0x5800, 0x6800, 0x7800, 0x8800, 0x9000

@@ -14,9 +14,9 @@ import pytest
 import trio
 
 from emu.boot import GuestMachine, boot_embedded
-from emu.iface import Stop
 from emu.images.symbolelf import symbol_elf
 from emu.runner import Runner, open_runner
+from emu.stops import Stop
 from gdbstub.actions import Resume, Send
 from gdbstub.address import Tcp
 from gdbstub.files import FileTree
