@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import functools
 import socket
+import struct
 import time
+from typing import Final
+
+_PATIENCE: Final = 30  # seconds
 
 
 @functools.lru_cache(16)  # a bench says the same over and over
@@ -23,12 +27,15 @@ class Client:
         end = time.monotonic() + patience
         while True:
             try:
-                self._socket = socket.create_connection(("127.0.0.1", port), timeout=30)
+                self._socket = socket.create_connection(("127.0.0.1", port), timeout=_PATIENCE)
                 break
             except ConnectionRefusedError:
                 if time.monotonic() > end:
                     raise
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # The system's own patience: Python's costs a poll for each send and each read.
+        self._socket.settimeout(None)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", _PATIENCE, 0))
         self._buffer = b""
         self.ask(b"QStartNoAckMode")
         self._socket.sendall(b"+")
