@@ -16,9 +16,10 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 from pygdbmi.gdbcontroller import GdbController
+from pygdbmi.gdbmiparser import parse_response, response_is_finished
 
 DEFAULT_TIMEOUT: Final = 60.0
 _GRACE: Final = 2.0  # seconds that gdb has to end by itself
@@ -32,6 +33,7 @@ _SETTINGS: Final = (
     "set auto-load off",
     "set tcp auto-retry off",  # else a stub that is not there takes 15 seconds to be missed
 )
+_PORTION: Final = 1 << 16
 _KEPT_TEXT: Final = 2000  # characters of what gdb said last, for error messages
 
 
@@ -85,8 +87,7 @@ class GdbSession:
 
     def __init__(self, program: str, *, timeout: float = DEFAULT_TIMEOUT, show: Callable[[str], None] | None = None):
         command = [program, "--nx", "--quiet", "--interpreter=mi3"]
-        # After the first data pygdbmi would wait so long for more; `_receive` itself decides what is enough.
-        self._gdb = GdbController([*command, *_options(_SETTINGS)], time_to_check_for_additional_output_sec=0.001)
+        self._gdb = GdbController([*command, *_options(_SETTINGS)])
         self._timeout = timeout
         self._show = show
         self._stops: deque[Stopped] = deque()
@@ -94,6 +95,7 @@ class GdbSession:
         self._token = 0
         self._running = (0, "")  # token and text of the command that let the target run last
         self._text: list[str] = []  # what the command in progress printed
+        self._partial: dict[IO[bytes], bytes] = {}  # lines that have not come whole yet
         self.stop: Stopped | None = None
 
     @property
@@ -231,11 +233,23 @@ class GdbSession:
             ready, _, _ = select.select(streams, [], [], max(end - time.monotonic(), 0))
             if not ready:
                 raise GdbTimeout(awaited, seconds, "".join(self._text))
-            records = self._gdb.get_gdb_response(timeout_sec=0, raise_error_on_timeout=False)
+            records = [record for stream in ready for record in self._read(stream)]
             for record in records:
                 self._take(record)
             if not records and process.poll() is not None and not done():
                 raise GdbError(awaited, f"gdb has ended with status {process.returncode}", "".join(self._text))
+
+    def _read(self, stream: IO[bytes]) -> Iterator[dict[str, Any]]:
+        """The records of whole lines. pygdbmi's own reading loses all of a portion with one line that it cannot parse,
+        and it cannot parse `=traceframe-changed,end`."""
+        with contextlib.suppress(BlockingIOError):
+            self._partial[stream] = self._partial.get(stream, b"") + os.read(stream.fileno(), _PORTION)
+        *lines, self._partial[stream] = self._partial.get(stream, b"").split(b"\n")
+        for line in lines:
+            text = line.decode("utf-8", "replace").rstrip("\r")
+            if text and not response_is_finished(text):
+                with contextlib.suppress(TypeError):
+                    yield parse_response(text)
 
     def _take(self, record: dict[str, Any]) -> None:
         kind, payload = record["type"], record["payload"]

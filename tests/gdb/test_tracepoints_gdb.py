@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from emu import boot_embedded
+from gdbstub.automation import gdb_session
 from tests.gdb.conftest import LINUX
+from tests.gdb.serving import serve
 from tests.support.kernels import another, type_line
 from tests.support.rsp_client import open_gdb
 from tests.support.tracing import World, every_gdb, every_size, open_world
@@ -221,3 +224,19 @@ async def test_linux(gdb: str, bits: int):
             await world.gdb.cli(f"tfind {number}")
             names.append(await world.gdb.cli(f"x/s (char *){path}"))
         assert any('"/proc/version"' in name for name in names)
+
+
+def test_a_script_looks_at_trace_frames(new_gdb: str):
+    """`tfind none` has gdb 18 say `=traceframe-changed,end`, which is no record as pygdbmi knows them."""
+    with serve(boot_embedded(64, "loop"), waiting=True) as served, gdb_session(served.address, gdb=new_gdb) as session:
+        session.execute("trace do_timer")
+        session.execute("tstart")
+        session.execute("tbreak *do_timer")
+        session.resume()
+        session.wait_stop()
+        session.resume("stepi")
+        session.wait_stop()
+        session.execute("tstop")
+        assert "Found trace frame 0" in session.execute("tfind 0")
+        session.execute("tfind none")
+        assert session.execute("print 6 * 7") == "$1 = 42\n"
