@@ -133,6 +133,7 @@ class Manager:
         self._linux_limits = linux_limits
         self._older = older_scope(machine, arch.convention, getattr(guest, "title", ""))
         now = settled if settled is not None else guest is None or guest.settled
+        self._arm = arm
         self._kprobes = Kprobes(machine, arch, arm, now, linux_limits=linux_limits)
         self._room = Room(machine.window)
         self.objects = ObjectLoader(machine, arch.convention.word, self._room)
@@ -267,7 +268,7 @@ class Manager:
 
     def _add(self, kind: str, definition: str, options: Options | None) -> list[str]:
         if kind == "uprobe":
-            return self._add_uprobe(definition, checked(options or {}, kind, self._unknown_tasks))
+            return self._add_uprobe(definition, {"arm": self._arm, **checked(options or {}, kind, self._unknown_tasks)})
         spec = self._parse(definition)
         if kind == "kretprobe" and not spec.is_return:
             raise ProbeError(errno.EINVAL, "this line is no return probe", definition=spec.definition, column=0)

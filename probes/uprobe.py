@@ -357,9 +357,11 @@ class Uprobes:
         return known
 
     def _attach(self, probe: Uprobe, file: ProgramFile) -> None:
-        """Put a probe on a file it has not been on."""
+        """Put a probe on a file, unless it is on it."""
+        if any(place.file == file.id for place in probe.places):
+            return
         offset = self._offset(probe, file)
-        if offset is None or any(place.file == file.id for place in probe.places):
+        if offset is None:
             return
         place = self._place(file.id, offset)
         if not self._fits(probe, place):
@@ -529,10 +531,11 @@ class Uprobes:
 
     def _mapped(self, mapped: Mapped) -> None:
         region = mapped.region
-        for probe in self._probes:
-            taken = region.file not in self._files and probe.path.rpartition("/")[2] == region.name
-            if (taken or not probe.places) and (file := self._programs.open(probe.path)) is not None:
-                self._attach_late(probe, file)
+        for path in dict.fromkeys(probe.path for probe in self._probes):
+            if (file := self._programs.open(path)) is not None:
+                for probe in [probe for probe in self._probes if probe.path == path]:
+                    if file.id == region.file or not probe.places:  # it may be another file by now, by a link too
+                        self._attach_late(probe, file)
         if self._following:
             self._find_leaving(mapped)
         for place in self._files.get(region.file, {}).values():

@@ -42,11 +42,15 @@ def replaced(machine: GuestMachine, manager: Manager, bits: int) -> None:
     first, *options = COLD if bits == 64 else COLD32
     files = {f"/tmp/{name}": build(first, *options, *more) for name, more in {"one": (), "two": ("-DMOVED",)}.items()}
     bring(machine, manager.linux, files)
-    probe = Uprobe("/tmp/program", "cold")
-    manager.register(probe)
+    probes = [Uprobe(path, "cold") for path in ("/tmp/program", "/tmp/program", "/tmp/link")]
+    for probe in probes:
+        manager.register(probe)
     run_shell(machine, "cp /tmp/one /tmp/program; /tmp/program; cp /tmp/two /tmp/new; mv /tmp/new /tmp/program")
-    assert probe.hits == 3
+    assert [probe.hits for probe in probes] == [3, 3, 0]
     run_shell(machine, "/tmp/program; /tmp/one; /tmp/two")
-    assert probe.hits == 6
-    assert len({place.offset for place in probe.places}) == len({place.file for place in probe.places}) == 2
-    manager.unregister(probe)
+    assert [probe.hits for probe in probes] == [6, 6, 0]
+    run_shell(machine, "ln -s one /tmp/link; /tmp/link; rm /tmp/link; ln -s two /tmp/link; /tmp/link")
+    assert [probe.hits for probe in probes] == [6, 6, 6]
+    for probe in probes:
+        assert len({place.offset for place in probe.places}) == len({place.file for place in probe.places}) == 2
+        manager.unregister(probe)
