@@ -19,6 +19,7 @@ from probes.errors import ProbeError
 from probes.filters import Predicate
 from probes.histsort import kernel_order
 from probes.hit import Hit, Variable
+from probes.numbers import NumberError, kstrtoul
 
 DEFAULT_SIZE: Final = 2048
 MIN_SIZE, MAX_SIZE = 128, 131072
@@ -418,9 +419,12 @@ class _Parser:
         modifier, equals, count = modifier.partition("=")
         buckets = 0
         if modifier == "buckets" and key:
-            if not count.isdecimal() or not 0 < int(count[:20]) < 1 << 63:
+            try:
+                buckets, modifier = kstrtoul(count), ""
+            except NumberError:
+                buckets = 0
+            if not 0 < buckets < 1 << 63:
                 raise self._bad_modifier(count)
-            buckets, modifier = int(count), ""
         elif equals or (modifier and modifier not in _KEY_MODIFIERS + _VALUE_MODIFIERS + ("buckets",)):
             raise self._bad_modifier(modifier)
         if re.search(r"[-+*/]", name):

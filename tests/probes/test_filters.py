@@ -184,7 +184,7 @@ def some() -> Iterator[Hit]:
             ],
         ),
         (
-            "hist:keys=fl.buckets=10:vals=u8.hex",
+            "hist:keys=fl.buckets=0xa:vals=u8.hex",  # kstrtoul(), base 0
             [
                 "{ fl: ~ 40-49 } hitcount:          1  u8:          9",
                 "{ fl: ~ 0-9 } hitcount:          2  u8:          e",
