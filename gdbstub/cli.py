@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return SUCCESS
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else the interpreter complains when it flushes at its end
+        _leave_output()
         return SUCCESS
     except Exception:  # noqa: BLE001  # the boundary: a defect of ours ends with a report, never with a bare traceback
         say(f"gdbstub: a defect of gdbstub; please report this:\n{traceback.format_exc()}")
@@ -126,7 +126,9 @@ def _replay(file: Path) -> int:
     if difference is not None:
         say(f"gdbstub: {difference}")
         return NOT_REACHED
-    say(f"gdbstub: {len(events)} events, each as recorded")
+    whole = any(event.what == "end" for event in events)
+    missing = "" if whole else "; the record breaks off before its end, so the last RAM was not compared"
+    say(f"gdbstub: {len(events)} events, each as recorded{missing}")
     return SUCCESS
 
 
@@ -169,10 +171,21 @@ def _shell(machine: GuestMachine) -> int:
 
 
 def _print(text: str) -> None:
-    """As bytes: a trace has the guest's, of whatever encoding."""
-    sys.stdout.flush()
-    sys.stdout.buffer.write(rawtext.encode(text))
-    sys.stdout.buffer.flush()
+    """As bytes: a trace has the guest's, of whatever encoding. UsageError where nothing can be written there."""
+    try:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(rawtext.encode(text))
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _leave_output()
+        raise UsageError(f"standard output: {error.strerror}") from error
+
+
+def _leave_output() -> None:
+    """What is still buffered has no way out; else the interpreter complains when it flushes at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 if __name__ == "__main__":

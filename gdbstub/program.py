@@ -264,7 +264,9 @@ class Program:
 
     async def _start(self, nursery: trio.Nursery, runner: Runner, server: Server) -> None:
         options, machine = self.options, self.machine
-        if options.listen is not None:
+        if isinstance(options.listen, Stdio):
+            await nursery.start(self._serve_pipe, server)
+        elif options.listen is not None:
             await nursery.start(partial(server.serve, options.listen, say))
         if options.observe is not None:
             await nursery.start(partial(server.serve, options.observe, say, observe=True))
@@ -280,6 +282,13 @@ class Program:
             await runner.call(machine.devices.uart.receive, line)
         if not options.wait:
             runner.resume()
+
+    async def _serve_pipe(self, server: Server, *, task_status: trio.TaskStatus[object]) -> None:
+        """The debugger that has started us: with its end of the pipe gone nobody can attach, and without a goal nothing
+        else would end the run."""
+        await server.serve(Stdio(), say, task_status=task_status)
+        if not self.options.has_goal:
+            self.end()
 
     def end(self) -> None:
         """End the run as the user's wish, even where the guest waits for somebody to read what it prints."""

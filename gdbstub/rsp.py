@@ -201,6 +201,9 @@ class Codec:
                     return event
                 continue
             end = self._input.find(b"#", self._searched)
+            if end >= 0 and (at := self._input.find(0x03, end + 1, end + 3)) >= 0:
+                del self._input[at]  # no digit of a checksum: Ctrl-C does not wait for the packet's end
+                return Interrupt()
             if end < 0 or len(self._input) < end + 3:
                 return self._unfinished(end)
             # gdb starts anew where it gave up on a packet: what stands before the last '$' was abandoned.

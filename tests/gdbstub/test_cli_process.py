@@ -122,6 +122,31 @@ def test_a_debugger_on_standard_input_and_output():
         assert child.ended() == 0
 
 
+def test_a_pipe_that_ends_ends_a_stub_without_a_goal():
+    """Nobody else can attach; with --until the guest goes on to it."""
+    with gdbstub("load", "embedded", "--append", "calls=3 loop", "--listen", "-") as child:
+        assert child.process.stdin is not None
+        child.process.stdin.close()
+        assert child.ended() == 0
+    with gdbstub("load", "embedded", "--listen", "-", "--until", "embedded: done") as child:
+        assert child.process.stdin is not None
+        child.process.stdin.close()
+        assert child.ended() == 0
+        assert "matched: embedded: done" in child.text("err")
+
+
+@pytest.mark.parametrize("command", ["monitor", "report"])
+def test_output_that_cannot_be_written_is_one_line(command: str, tmp_path: Path):
+    """A full disk behind `>`: status 2, and no defect of ours."""
+    trace = tmp_path / "t.txt"
+    trace.write_text('             cat-85      [000] .....     0.494528: open: (do_sys_openat2+0x0/0x170) file="/x"\n')
+    with gdbstub(*IDLE) as child, open("/dev/full", "wb") as full:
+        words = {"monitor": ("monitor", child.address, "help"), "report": ("report", str(trace))}[command]
+        command_line = [sys.executable, "-m", "gdbstub", *words]
+        done = subprocess.run(command_line, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (2, b"gdbstub: standard output: No space left on device\n")
+
+
 def test_wait_holds_the_guest_until_a_debugger_has_come_and_gone():
     """Visitors do not let it go."""
     with gdbstub(*IDLE, "--wait") as child:

@@ -148,6 +148,13 @@ def test_interrupt_and_acks_are_seen_between_packets():
     assert events(Codec(), b"+\x03$g#67-") == [Ack(), Interrupt(), Packet(b"g"), Nack()]
 
 
+@pytest.mark.parametrize("text", [b"$?#\x033f", b"$?#3\x03f"])
+def test_interrupt_among_the_digits_of_a_checksum_is_no_digit(text: bytes):
+    """A debugger's Ctrl-C does not wait for the packet's end, and the packet is whole without it."""
+    for cut in range(1, len(text)):
+        assert events(Codec(), text[:cut], text[cut:]) == [Interrupt(), Packet(b"?")]
+
+
 def test_interrupt_byte_inside_a_packet_is_data():
     """`}` 0x03 is how `#` travels in binary data: no Ctrl-C."""
     assert events(Codec(), frame(b"X0,1:#")) == [Packet(b"X0,1:#")]
