@@ -226,7 +226,8 @@ class NamedSnapshots:
         if name not in self._kept:
             raise MachineError(f"no snapshot {name!r}: " + (", ".join(sorted(self._kept)) or "none is kept"))
         self.machine.restore(self._kept[name])
-        return [f"{name}: restored at instruction {self.machine.instructions:,}"]
+        done = f"{name}: restored at instruction {self.machine.instructions:,}"
+        return [done, "gdb shows the registers of before until `maintenance flush register-cache`"]
 
     def list(self) -> Sequence[str]:
         return [
