@@ -269,7 +269,7 @@ class Engine:
     def break_here(self) -> None:
         """From a PC hook: stop before the instruction it stands on. In the engine's own thread, where this is exact."""
         self.limit[0] = 0
-        _lib.uc_emu_stop(self._handle)
+        _lib.uc_emu_stop(self._handle)  # a hook is running, so this is the engine's own thread
 
     # -------------------------------------------------------------------------------------------------------- state
 

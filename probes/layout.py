@@ -83,8 +83,8 @@ class Layout:
     def pack(self, head: tuple[int, ...], values: Sequence[Value]) -> bytes:
         """`head`: type, flags, preempt count, pid, and ip (of a return: function, return address)."""
         if self._plain:
-            # `_plain`: every value is a number, which its type does not say.
-            numbers = [value & mask for value, mask in zip(values, self._masks, strict=True)]  # type: ignore[operator]
+            masked = zip(values, self._masks, strict=True)
+            numbers = [value & mask for value, mask in masked]  # type: ignore[operator]  # `_plain`: all are numbers
             return self.pack_head.pack(*head) + self._numbers.pack(*numbers)
         flat: list[int] = []
         tail = bytearray()

@@ -133,8 +133,7 @@ class Manager:
         self._linux_limits = linux_limits
         self._older = older_scope(machine, arch.convention, getattr(guest, "title", ""))
         now = settled if settled is not None else guest is None or guest.settled
-        self._arm = arm
-        self._kprobes = Kprobes(machine, arch, arm, now, linux_limits=linux_limits)
+        self._arm, self._kprobes = arm, Kprobes(machine, arch, arm, now, linux_limits=linux_limits)
         self._room = Room(machine.window)
         self.objects = ObjectLoader(machine, arch.convention.word, self._room)
         self._jprobes = Jprobes(machine, arch.convention.word, self._kprobes, self.objects)

@@ -67,9 +67,7 @@ def kernel_lines(text: KernelText, definition: str, image: bytes) -> list[str]:
         return _kernel_lines(text, _parse(definition), image)
     except ProbeError:
         raise
-    except Exception as error:
-        # A boundary: pyelftools ends a broken file's reading with whatever comes of it, construct's errors, IndexError,
-        # AssertionError, RecursionError.
+    except Exception as error:  # the boundary to pyelftools, which ends with whatever comes of a broken file
         raise ProbeError(errno.EINVAL, f"the guest's DWARF cannot be read: {error!r}"[:200]) from error
 
 

@@ -117,7 +117,7 @@ def question(what: str, memory: KernelMemory) -> Iterator[None]:
         raise NotAvailable(what, "the kernel's data does not come to an end") from None
     except (LookupError, AttributeError, BtfError) as error:
         raise NotAvailable(what, f"this kernel does not say: {error}") from error
-    except (ValueError, NotImplementedError, drgn.OutOfBoundsError) as error:
+    except (ValueError, NotImplementedError, drgn.OutOfBoundsError) as error:  # drgn's, of types it cannot evaluate
         raise NotAvailable(what, f"the kernel's data makes no sense: {error}") from error
 
 

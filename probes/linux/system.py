@@ -162,8 +162,7 @@ class Linux:
         with self.asking(f"{path} is") as program:
             try:
                 found = path_lookup(program, path, allow_negative=True)
-            except Exception as error:
-                # drgn raises a bare Exception, and no subclass, where the path is not in the dcache.
+            except Exception as error:  # drgn raises a bare one, no subclass, for a path that is not in the dcache
                 if type(error) is not Exception:
                     raise
                 return None
