@@ -76,6 +76,10 @@ class Clock:
         """When the earliest timer is due, or None: without another event nothing will ever happen by itself."""
         return self._queue[0]._at_ns if self._queue else None
 
+    def next_count(self) -> int | None:
+        """The instruction count at which the earliest timer is due if no time is skipped, or None without timers."""
+        return self._queue[0]._at_ns - self._skipped_ns if self._queue else None
+
     def run_due(self) -> int:
         """Fire everything due, by deadline, ties in the order scheduled; how many were fired.
 

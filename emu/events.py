@@ -39,8 +39,7 @@ class Events(Stopping):
 
     def _next_event(self) -> int | None:
         """Instruction count of the next timer or interrupt poll."""
-        deadline = self.clock.next_deadline_ns()
-        event = None if deadline is None else deadline - self.clock.now_ns + self.clock.instructions
+        event = self.clock.next_count()
         if self._poll_at is not None and (event is None or self._poll_at < event):
             event = self._poll_at
         return event
@@ -76,9 +75,9 @@ class Events(Stopping):
 
     def _tighten_to_deadline(self) -> None:
         """A device scheduled something earlier than the engine's limit."""
-        deadline = self.clock.next_deadline_ns()
-        if self.cpu.running and deadline is not None:
-            self._tighten(deadline - self.clock.now_ns + self.clock.instructions)
+        event = self.clock.next_count()
+        if self.cpu.running and event is not None:
+            self._tighten(event)
 
     def _tighten(self, at: int) -> None:
         counter, limit = self.engine.counter, self.engine.limit

@@ -175,11 +175,10 @@ class Machine(RunLoop):
 
     def _stepped(self, stop: Stop) -> Stop:
         """What is told of the end of a step, whose budget is one instruction."""
-        match stop:
-            case Budget():
-                stop = Step(self.cpu.linear_pc)
-            case Breakpoint() | ProbeStop():
-                return self._reported(stop)
+        if isinstance(stop, Breakpoint | ProbeStop):
+            return self._reported(stop)
+        if isinstance(stop, Budget):
+            stop = Step(self.cpu.linear_pc)
         self._skip_breakpoint = None
         return stop
 

@@ -85,8 +85,10 @@ class GuestRegisters:
 
     def read_many(self, names: Sequence[str]) -> list[int]:
         """All of the x87's and SSE's come with one call of the engine, so a `g` packet makes one for 33 registers."""
-        readers, extended = self._readers, {}
-        if any(name not in readers for name in names):
+        readers = self._readers
+        try:
+            return [readers[name]() for name in names]
+        except KeyError:
             extended = self._read_extended()
         return [readers[name]() if name in readers else extended[name] for name in names]
 
@@ -98,13 +100,13 @@ class GuestRegisters:
             return lambda: int(getattr(cpu.system_segment(name), part))
 
         readers: dict[str, _Get] = {
-            "rip": lambda: cpu.pc,
+            "rip": partial(cpu.words.__getitem__, cpu.pc_at),
             "eip": lambda: cpu.pc & _U32,
             "eflags": lambda: cpu.eflags & _U32,
             "efer": lambda: cpu.efer,
             "cr8": lambda: 0,  # the priority of a local APIC, which this machine does not have
         }
-        readers |= {name: partial(lambda index: cpu.gpr[index], index) for index, name in enumerate(_GPR64)}
+        readers |= {name: partial(cpu.gpr.__getitem__, index) for index, name in enumerate(_GPR64)}
         readers |= {name: partial(lambda index: cpu.gpr[index] & _U32, index) for index, name in enumerate(_GPR32)}
         readers |= {name: partial(cpu.selector, index) for index, name in enumerate(SEGMENT_NAMES)}
         readers |= {name: partial(lambda index: cpu.segment(index).base, index) for name, index in _BASES.items()}

@@ -215,14 +215,14 @@ class RunLoop(Events, BreakHits):
             engine.counter[0] = 0
             self.breaks.take_out()
         self._base += retired
-        self.breaks.pause(self.clock.instructions)
+        self.breaks.pause(self._base)
         if nowhere:
             self._deliver(t.UD)  # no device answers a fetch: all ones, which is no instruction
         if engine.failure is not None:
             self._report_failure()
         self.halted = halted and self._stop is None
-        again = [self._vex.arm(), self.watched.arm(), self.text.reclaim(), self.breaks.reclaim()]
-        if any(again) and not retired:
+        again = self._vex.arm() | self.watched.arm() | self.text.reclaim() | self.breaks.reclaim()
+        if again and not retired:
             self._enter(limit)  # nothing has happened yet: the same stretch, with the places armed
         elif before and retired == 1 and before == cpu.integer_state() and self._rewrites_itself():
             self._base -= 1

@@ -292,6 +292,8 @@ class ArmedText:
 
     def reclaim(self) -> bool:
         """Arm what `look` has found; False where it has found nothing. Not from a hook."""
+        if not self._due and not self._lost:
+            return False
         due, self._due = self._due.intersection(self._waiting), set()
         for vaddr in due:
             self._waiting.remove(vaddr)

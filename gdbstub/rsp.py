@@ -11,6 +11,7 @@ are those of gdbserver's `try_rle`.
 from __future__ import annotations
 
 import enum
+import functools
 import re
 import zlib
 from dataclasses import dataclass
@@ -277,20 +278,29 @@ class Codec:
 
     def _take_packet(self, end: int) -> Event | None:
         """The packet from the first byte to the `#` at `end`; None for a damaged notification, which is just lost."""
-        body = bytes(self._input[1:end])
-        digits = bytes(self._input[end + 1 : end + 3])
-        notification = self._input[0] == ord("%")
+        whole = bytes(self._input[: end + 3])
         self._drop(end + 3)
-        if len(body) > self._limit:
+        notification = whole[0] == ord("%")
+        if end > self._limit + 1:
             self._due += b"+" if self.ack_mode and not notification else b""
             return TooLong(self._limit)
-        expected = checksum(body)
-        good = digits == b"%02x" % expected or (_HEX_DIGITS.issuperset(digits) and int(digits, 16) == expected)
+        event = _parse(whole, self._debugger) if end > _REMEMBERED else _remembered(whole, self._debugger)
         if notification:
-            return Notification(self._decode(body)) if good else None
+            return event if isinstance(event, Notification) else None
         if self.ack_mode:
-            self._due += b"+" if good else b"-"
-        return Packet(self._decode(body)) if good else BadChecksum(expected, digits)
+            self._due += b"+" if isinstance(event, Packet) else b"-"
+        return event
 
-    def _decode(self, body: bytes) -> bytes:
-        return unescape(expand(body) if self._debugger else body)
+
+def _parse(whole: bytes, runs: bool) -> Packet | Notification | BadChecksum:
+    """The event of a packet or notification with its two digits; `runs`: the peer may encode them."""
+    body, digits = whole[1:-3], whole[-2:]
+    expected = checksum(body)
+    if digits != b"%02x" % expected and not (_HEX_DIGITS.issuperset(digits) and int(digits, 16) == expected):
+        return BadChecksum(expected, digits)
+    payload = unescape(expand(body) if runs else body)
+    return Packet(payload) if whole[:1] == b"$" else Notification(payload)
+
+
+_REMEMBERED: Final = 32  # bytes; a client says the same few short things over and over
+_remembered = functools.lru_cache(256)(_parse)

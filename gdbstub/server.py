@@ -9,9 +9,9 @@ target; with that it becomes *the* debugger and the guest is held. There is one 
 from __future__ import annotations
 
 import os
-import select
 import socket
 import stat
+import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -40,17 +40,17 @@ from gdbstub.rsp import (
     TooLong,
 )
 from gdbstub.session import Session
+from gdbstub.wire import Gone, Wire
 
 _PORTION: Final = 0x4000  # bytes read at once; gdb's packets are short, and large buffers cost time to make
 _BACKLOG: Final = 16
 _PATIENCE: Final = 1.0  # seconds for a last reply
 _LEAVING: Final = 0.25  # ... for a debugger that has closed to be noticed; a moment for the one that comes
-_MOMENT_MS: Final = 1  # that trio's thread waits for a packet itself, behind one that it has answered at once
-_IN_A_ROW: Final = 64  # packets answered at once, 6 ms, before everybody else has a turn
+_TURN_NS: Final = 10_000_000  # of answering packets at once, before everybody else has a turn
 _SHORT: Final = (b"g", b"G", b"p", b"P", b"m", b"M", b"x", b"X", b"s", b"H", b"T", b"vCont;")
 """Packets whose answer takes less than a switch of threads does; of those that resume, what `Session.advance_at_once`
 can do of it."""
-_GONE = (trio.BrokenResourceError, trio.ClosedResourceError)
+_GONE = (trio.BrokenResourceError, trio.ClosedResourceError, Gone)
 
 NewSession: TypeAlias = Callable[[Callable[[], None]], Session]
 """Makes the session of one connection; its argument is the session's `wake`."""
@@ -192,7 +192,7 @@ class Connection:
         self._session = new_session(lambda: token.run_sync_soon(self._output_is_ready, idempotent=True))
         if server.debugger is not None:
             self._session.rival = server.debugger.peer
-        self._wire = _Wire(stream.socket) if isinstance(stream, trio.SocketStream) else None
+        self._wire = Wire(stream.socket.fileno(), _PORTION) if isinstance(stream, trio.SocketStream) else None
         self._unsent = b""  # of an answer at once, what there was no room for
         self._resuming = False  # a stop reply is owed
         self._crossed: bool | None = None  # a Ctrl-C came after the stop reply, which it crossed; None: it cannot have
@@ -236,18 +236,25 @@ class Connection:
         trio's loop, a packet takes as long as a step does.
         """
         codec, wire = self._codec, self._wire
-        event = codec.next_event()
+        event = self._next_but_acks()
         if wire is None:
             return event
-        for _ in range(_IN_A_ROW):
+        end = time.perf_counter_ns() + _TURN_NS
+        while time.perf_counter_ns() < end:
             if not isinstance(event, Packet) or not self._may_answer_at_once(event.payload):
                 return event
             if (left := self._answer_at_once(wire, event.payload)) is not None:
                 return left
-            event = codec.next_event()
+            event = self._next_but_acks()
             if event is NEED_DATA and (data := wire.receive()):  # its end is seen by `_read`
                 codec.receive_data(data)
-                event = codec.next_event()
+                event = self._next_but_acks()
+        return event
+
+    def _next_but_acks(self) -> NextEvent:
+        """Nothing is to be done about `+`: a client in ack mode does not leave the turn with each."""
+        while isinstance(event := self._codec.next_event(), Ack):
+            pass
         return event
 
     async def _take(self, event: Event | Action) -> bool:
@@ -306,7 +313,7 @@ class Connection:
             and self._runner.is_idle()
         )
 
-    def _answer_at_once(self, wire: _Wire, payload: bytes) -> Action | None:
+    def _answer_at_once(self, wire: Wire, payload: bytes) -> Action | None:
         """In this thread: the machine's has nothing to do. -> what is left to carry out."""
         self._log("->", payload)
         session, self._crossed = self._session, None
@@ -405,9 +412,10 @@ class Connection:
                 await self._stream.send_all(data)
 
     def _outgoing(self, payloads: Sequence[bytes]) -> bytes:
-        for payload in payloads:
-            self._log("<-", payload)
-        return b"".join([*map(self._codec.reply, payloads), self._codec.acknowledgements()])
+        if self._server.log is not None:
+            for payload in payloads:
+                self._log("<-", payload)
+        return b"".join(map(self._codec.reply, payloads)) or self._codec.acknowledgements()
 
     def _output_is_ready(self) -> None:
         self._output.set()
@@ -453,33 +461,6 @@ class Connection:
     def _busy(self) -> str:
         debugger = self._server.debugger
         return f"{debugger.peer if debugger else 'another client'} is debugging this machine; one debugger at a time"
-
-
-class _Wire:
-    """A socket of trio's, used past trio: neither call waits longer than a moment."""
-
-    def __init__(self, sock: trio.socket.SocketType) -> None:
-        self._descriptor = sock.fileno()
-        self._poll = select.poll()
-        self._poll.register(self._descriptor, select.POLLIN)
-
-    def receive(self) -> bytes | None:
-        """What is there or comes within the moment, empty at the end; None where nothing comes."""
-        try:
-            return os.read(self._descriptor, _PORTION) if self._poll.poll(_MOMENT_MS) else None
-        except BlockingIOError:
-            return None
-        except OSError as error:
-            raise trio.BrokenResourceError from error
-
-    def send(self, data: bytes) -> bytes:
-        """Send what there is room for. -> the rest."""
-        try:
-            return data[os.write(self._descriptor, data) :]
-        except BlockingIOError:
-            return data
-        except OSError as error:
-            raise trio.BrokenResourceError from error
 
 
 class Observer(Connection):

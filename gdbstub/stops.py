@@ -81,6 +81,8 @@ def exit_status(stop: Stop | None) -> int | None:
 def signal(stop: Stop | None) -> int:
     """GDB's number of the signal that comes nearest to a stop with the guest still there."""
     match stop:
+        case None | Step() | Breakpoint() | Watchpoint():
+            return SIGTRAP
         case Interrupted() | Halted():
             return SIGINT
         case Panic() | HandlerFailed() | Defect():
@@ -94,6 +96,8 @@ def signal(stop: Stop | None) -> int:
 def reason(stop: Stop | None, client: Collection[str]) -> str:
     """The fields of a `T` reply that tell why, in the words that a client which said these features may be sent."""
     match stop:
+        case None | Step():
+            return ""
         case Breakpoint(_, hardware):
             word = "hwbreak" if hardware else "swbreak"
             return f"{word}:;" if f"{word}+" in client else ""

@@ -142,3 +142,13 @@ def test_timers_fire_by_deadline_and_ties_as_scheduled(deadlines: list[int], ste
     counter.value = 50
     clock.run_due()
     assert fired == sorted((at_ns, number) for number, at_ns in enumerate(deadlines))
+
+
+def test_the_next_timer_in_instructions(clock: Clock, counter: Counter) -> None:
+    """Time that was skipped is time that needs no instructions."""
+    assert clock.next_count() is None
+    clock.schedule(1000, lambda: None)
+    counter.value = 100
+    assert clock.next_count() == 1000
+    clock.skip_to(400)
+    assert clock.next_count() == 700

@@ -130,15 +130,19 @@ def test_ctrl_c_behind_a_step_stops_the_next_resume(served: Served):
 
 
 def test_a_client_that_steps_without_end_leaves_others_their_turn(served: Served):
-    """A visitor is answered meanwhile, though the one that steps always has its next packet there already."""
+    """A visitor is answered meanwhile, though the one that steps always has its next packet there already, behind the
+    acknowledgement of the last reply."""
     ended = threading.Event()
+    steps = 0
 
     def step() -> None:
+        nonlocal steps
         with closing(RawClient(served.address)) as client:
             client.ask(b"?")
             started.set()
             while not ended.is_set():
                 client.ask(b"vCont;s:1")
+                steps += 1
 
     started = threading.Event()
     thread = threading.Thread(target=step)
@@ -146,7 +150,9 @@ def test_a_client_that_steps_without_end_leaves_others_their_turn(served: Served
     try:
         assert started.wait(PATIENCE)
         for _ in range(3):
+            before = steps
             assert "instructions" in served.monitor("info stats")
+            assert steps - before < 5_000, "it waited for more than its turn"
     finally:
         ended.set()
         thread.join(PATIENCE)
