@@ -21,6 +21,7 @@ from emu.snapshot import Snapshot, pack_ram, unpack_ram
 from emu.stops import Breakpoint, Budget, Interrupted, ProbeStop, Step, Stop, WatchKind
 from emu.symbols import SymbolTable
 
+LONGEST_ABSENCE = 20_000_000  # instructions until a step's interrupt must be over: several turns of other tasks
 FEW_HOOKS = 8  # PC hooks for breakpoints with conditions; each more slows every instruction
 
 
@@ -168,7 +169,8 @@ class Machine(RunLoop):
 
     def step(self, *, into_interrupts: bool = False) -> Stop:
         """One instruction, whatever stands on it. Interrupts that are due are taken and finished first, so that a
-        step neither lands in a handler nor moves the guest's timeline; or with `into_interrupts`, entered."""
+        step neither lands in a handler nor moves the guest's timeline; or with `into_interrupts`, entered. One that
+        leads to another task for good, as in the idle loop, ends the step there (`Step.left`)."""
         self._settle_breakpoints()
         self.watched.forget()
         return self._stepped(self._guarded(lambda: self._step(into_interrupts)))
@@ -216,13 +218,14 @@ class Machine(RunLoop):
 
         owner = Watcher(back)
         self.text.arm(pc, owner, BackEnd.HOOK)
+        end = self.clock.instructions + LONGEST_ABSENCE
         try:
-            stop = self._loop(lambda: False, None)
+            stop = self._loop(lambda: self.clock.instructions >= end, end)
         finally:
             self.text.disarm(pc, owner)
         self._passed = None
         if not returned:
-            self._stop = stop
+            self._stop = Step(self.cpu.linear_pc, left=pc) if isinstance(stop, Budget) else stop
         return returned
 
     def step_at_once(self) -> Stop | None:

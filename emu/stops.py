@@ -60,9 +60,14 @@ class ExceptionRaised:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One instruction was executed for a debugger; `pc` is the next one."""
+    """One instruction was executed for a debugger; `pc` is the next one.
+
+    With `left` none was: an interrupt came before the instruction there, and the guest went on elsewhere for so long
+    that the step ends where it is.
+    """
 
     pc: int
+    left: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,8 +114,12 @@ def _name(vector: int) -> str:
 def explain(stop: Stop) -> str:
     """What gdb's own message for a stop leaves out, as console text; empty where there is nothing to add."""
     match stop:
-        case Step() | Breakpoint() | Watchpoint() | Interrupted():
+        case Step(_, None) | Breakpoint() | Watchpoint() | Interrupted():
             return ""
+        case Step(_, left):
+            return (
+                f"An interrupt led away from {left:#x} and the guest has not come back: the step ends here.\n"
+            )
         case ProbeStop(pc):
             return f"A probe at {pc:#x} stopped the guest.\n"
         case Budget(instructions):

@@ -222,10 +222,11 @@ def test_steps_breakpoints_and_detaching_change_nothing(bits: int) -> None:
     assert state(machine) == state(bare)
 
 
-def interruptible(bits: int) -> Tiny:
-    """Twenty `inc ebx` with interrupts on, two of them done; IRQ 0's handler counts in EDI and returns."""
-    iret = "iretq" if bits == 64 else "iretd"
-    handler = f"inc edi; push xax; mov al, 0x20; out 0x20, al; pop xax; {iret}"
+def interruptible(bits: int, end: str = "") -> Tiny:
+    """Twenty `inc ebx` with interrupts on, two of them done; IRQ 0's handler counts in EDI and returns, or does `end`
+    instead."""
+    end = end or ("iretq" if bits == 64 else "iretd")
+    handler = f"inc edi; push xax; mov al, 0x20; out 0x20, al; pop xax; {end}"
     source = "pushfx; or WORD ptr [xsp], 0x200; popfx" + "; inc ebx" * 20
     guest = Tiny(bits, source, handlers={0x20: handler})
     for port, value in ((0x20, 0x11), (0x21, 0x20), (0x21, 4), (0x21, 1), (0x21, 0xFE)):
@@ -241,6 +242,17 @@ def test_step_takes_an_interrupt_that_is_due_first(bits: int) -> None:
     machine.clock.schedule(machine.clock.now_ns, lambda: machine.devices.pic.set_irq(0, True))
     assert machine.step() == Step(before + (1 if bits == 32 else 2))
     assert (machine.cpu.gpr[7], machine.cpu.gpr[3]) == (1, 3)
+
+
+def test_step_ends_though_its_interrupt_never_returns(bits: int) -> None:
+    """An idle task is left for good by the tick that wakes another one: the step ends there, and says so."""
+    guest = interruptible(bits, "here: jmp here")
+    machine, before = guest.machine, guest.machine.cpu.linear_pc
+    machine.clock.schedule(machine.clock.now_ns, lambda: machine.devices.pic.set_irq(0, True))
+    assert machine.step() == Step(machine.cpu.linear_pc, left=before)
+    assert machine.cpu.linear_pc != before
+    assert machine.cpu.gpr[3] == 2, "the instruction was not executed"
+    assert machine.step() == Step(machine.cpu.linear_pc), "what follows is stepped as ever"
 
 
 def test_breakpoint_inside_a_handler_is_reported_by_a_step(bits: int) -> None:

@@ -414,6 +414,9 @@ def test_reason_of_an_unusual_stop_is_told_first(session: Session):
     assert [bytes.fromhex(line[1:].decode()) for line in console] == [b"The guest kernel panics: no init\n"]
     assert last.startswith(b"T06")
     assert len(session.stopped(Step(CODE))) == 1
+    (line, last) = session.stopped(Step(CODE, left=CODE + 4))
+    assert b"An interrupt led away from" in bytes.fromhex(line[1:].decode())
+    assert last.startswith(b"T05")
 
 
 def test_plain_thread_ids_without_multiprocess(session: Session):
