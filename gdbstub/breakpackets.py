@@ -13,7 +13,7 @@ from emu.iface import Machine
 from emu.stops import WatchKind
 from gdbstub.agent import Agent
 from gdbstub.conditions import Decision, decision
-from gdbstub.packets import PacketError, packet, pair
+from gdbstub.packets import ADDRESSES, PacketError, packet, pair
 from gdbstub.tracepoints import Tracing
 
 MAX_BREAKPOINTS: Final = 4096
@@ -75,7 +75,7 @@ class BreakPackets:
 
     def _insert(self, rest: bytes, *, hardware: bool) -> bytes:
         place, _, options = rest.partition(b";")
-        vaddr, _kind = pair(place)
+        vaddr, _kind = _place(place)
         if len(self._breakpoints) >= MAX_BREAKPOINTS and (vaddr, hardware) not in self._breakpoints:
             raise PacketError(f"no more than {MAX_BREAKPOINTS} breakpoints")
         decide = decision(vaddr, options, self._agent, self.stream)
@@ -95,8 +95,7 @@ class BreakPackets:
         return b"OK"
 
     def _watch(self, kind: WatchKind, rest: bytes) -> bytes:
-        vaddr, size = pair(rest)
-        watch = (kind, vaddr, size)
+        watch = (kind, *_place(rest))
         if len(self._watchpoints) >= MAX_BREAKPOINTS and watch not in self._watchpoints:
             raise PacketError(f"no more than {MAX_BREAKPOINTS} watchpoints")
         self._machine.insert_watchpoint(*watch)
@@ -130,3 +129,11 @@ class BreakPackets:
             self._machine.remove_watchpoint(*watch)
         self._breakpoints.clear()
         self._watchpoints.clear()
+
+
+def _place(text: bytes) -> tuple[int, int]:
+    """Address and length; PacketError for a length that leads past the last address there is."""
+    vaddr, size = pair(text)
+    if vaddr + size > ADDRESSES:
+        raise PacketError("address and length lead past the end of the address space")
+    return vaddr, size

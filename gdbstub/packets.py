@@ -11,7 +11,7 @@ import functools
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 
 class PacketOwner(Protocol):
@@ -146,6 +146,9 @@ def _splits(payload: bytes) -> Iterator[tuple[bytes, bytes]]:
 class PacketError(Exception):
     """A packet that cannot be carried out; the text goes to a client that shows such texts, E01 to others."""
 
+
+ADDRESSES: Final = 1 << 64
+"""As many as a number of the protocol tells apart."""
 
 _NUMBER = re.compile(rb"[0-9a-fA-F]{1,16}")
 

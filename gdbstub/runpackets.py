@@ -27,6 +27,7 @@ from gdbstub.packets import PacketError, number, packet, pair
 from gdbstub.threads import CPU, CPU_NAME, Tasks, ThreadChoice
 
 PROCESS: Final = 1
+_LAST_SIGNAL: Final = 0xFF
 _MAX_LISTED: Final = 256  # threads in one packet
 
 _CONTINUE: Final = Resume()
@@ -261,7 +262,7 @@ class RunPackets:
 
     @packet("C")
     def _continue_signalled(self, rest: bytes) -> Action:
-        return self._continue(rest.partition(b";")[2])
+        return self._continue(_behind_signal(rest))
 
     @packet("s")
     def _step(self, rest: bytes) -> Action:
@@ -270,7 +271,7 @@ class RunPackets:
 
     @packet("S")
     def _step_signalled(self, rest: bytes) -> Action:
-        return self._step(rest.partition(b";")[2])
+        return self._step(_behind_signal(rest))
 
     def _jump(self, address: bytes) -> None:
         if address:
@@ -282,24 +283,26 @@ class RunPackets:
 
     @packet("vCont")
     def _resume(self, rest: bytes) -> Action:
-        """The first action that names a thread of ours counts: gdb puts a step before what all others do.
+        """The first action counts: gdb puts a step before what all others do.
 
         Signals have no meaning to a processor and are dropped.
         """
-        for item in rest.split(b";"):
-            action, _, text = item.partition(b":")
-            thread = self._find_thread(text) if text else None
-            sleeping = None if thread == self._running_thread else thread
-            match action[:1]:
-                case b"c" | b"C":
-                    return self._go(_CONTINUE)
-                case b"s" | b"S":
-                    return self._go(_STEP if sleeping is None else Resume(step=True, task=sleeping))
-                case b"r":
-                    return self._go(Resume(step=True, stop_range=pair(action[1:]), task=sleeping))
-                case b"t":
-                    return self._pause()
-        raise PacketError("vCont has no action for the thread")
+        action, _, text = rest.partition(b";")[0].partition(b":")
+        thread = self._find_thread(text) if text else None
+        sleeping = None if thread == self._running_thread else thread
+        if action[:1] in (b"C", b"S"):
+            _behind_signal(action[1:])
+            action = action[:1].lower()
+        match action:
+            case b"s":
+                return self._go(_STEP if sleeping is None else Resume(step=True, task=sleeping))
+            case b"c":
+                return self._go(_CONTINUE)
+            case b"t":
+                return self._pause()
+        if action[:1] == b"r":
+            return self._go(Resume(step=True, stop_range=pair(action[1:]), task=sleeping))
+        raise PacketError("the actions of vCont are c, s, t, C and S with a signal, r with a range")
 
     def _go(self, resume: Resume) -> Action:
         if self.running:  # non-stop: the thread does so already
@@ -396,3 +399,11 @@ def _check_process(text: bytes) -> None:
     text = text.removeprefix(b";")
     if text and number(text) != PROCESS:
         raise PacketError("no such process")
+
+
+def _behind_signal(text: bytes) -> bytes:
+    """What follows a signal's number and its separator; PacketError where there is no such number."""
+    signal, _, rest = text.partition(b";")
+    if number(signal) > _LAST_SIGNAL:
+        raise PacketError("a signal has two digits")
+    return rest

@@ -117,9 +117,7 @@ def explain(stop: Stop) -> str:
         case Step(_, None) | Breakpoint() | Watchpoint() | Interrupted():
             return ""
         case Step(_, left):
-            return (
-                f"An interrupt led away from {left:#x} and the guest has not come back: the step ends here.\n"
-            )
+            return f"An interrupt led away from {left:#x} and the guest has not come back: the step ends here.\n"
         case ProbeStop(pc):
             return f"A probe at {pc:#x} stopped the guest.\n"
         case Budget(instructions):

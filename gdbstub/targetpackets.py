@@ -17,7 +17,7 @@ from typing import Final
 from emu.arch import Arch, Register, target_xml
 from emu.iface import Machine, MemoryFault
 from gdbstub.agent import Agent
-from gdbstub.packets import PacketError, number, packet, pair, unhex
+from gdbstub.packets import ADDRESSES, PacketError, number, packet, pair, unhex
 from gdbstub.rsp import fit
 from gdbstub.threads import Tasks
 from gdbstub.tracebuffer import Frame
@@ -27,7 +27,6 @@ from gdbstub.tracepoints import Tracing
 MAX_SEARCHED: Final = 1 << 30
 """Bytes of one search or checksum: tables of a guest may map a page so often that an address space takes days."""
 _PORTION: Final = 1 << 16
-_ALL: Final = 1 << 64  # addresses of gdb's
 _PAGED: Final = 1 << 31  # CR0.PG
 _REVERSED: Final = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
@@ -97,12 +96,13 @@ class TargetPackets:
     def _memory_map(self, rest: bytes) -> bytes:
         """All of the address space as RAM, what stands behind addresses without paging first. gdb reads the map once,
         refuses what is not in it, and the guest may map anything anywhere later; unmapped reads are refused by `m`.
-        To gdb, `x $eax` is about an int: it looks the address up sign-extended, and sends 32 bits of it.
+        To gdb, `x $eax` is about an int: it looks the address up sign-extended, and sends 32 bits of it. The range for
+        that is a byte short: an end of 2^64 is 0 to gdb, and of a 32-bit target `info mem` shows it as 0x100000000.
         """
         size = self._machine.memory.size
         top = 1 << (8 * self._arch.word_size)
         borders = [0, top // 2, top] if self._machine.registers.read("cr0") & _PAGED else [0, size, top]
-        ranges = [*itertools.pairwise(borders), *([] if top == _ALL else [(_ALL - top // 2, _ALL)])]
+        ranges = [*itertools.pairwise(borders), *([] if top == ADDRESSES else [(ADDRESSES - top // 2, ADDRESSES - 1)])]
         rows = (f'<memory type="ram" start="{start:#x}" length="{end - start:#x}"/>' for start, end in ranges)
         document = "\n".join(('<?xml version="1.0"?>', "<memory-map>", *rows, "</memory-map>\n"))
         return self._part(document.encode(), rest.removeprefix(b":"))
@@ -194,8 +194,6 @@ class TargetPackets:
     @packet("m")
     def _read_hex(self, rest: bytes) -> bytes:
         vaddr, size = pair(rest)
-        if size == 0:
-            raise PacketError("no bytes asked for")
         return self._read(vaddr, min(size, self._packet_size // 2)).hex().encode()
 
     @packet("x", feature="binary-upload+")

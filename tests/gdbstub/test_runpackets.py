@@ -205,7 +205,11 @@ async def test_ctrl_c_is_one_reply(packet: bytes):
         assert client.is_idle
 
 
-@pytest.mark.parametrize("packet", [b"vCont", b"vCont;", b"vCont;x", b"vCont;t:p1.1", b"vCont;rx,y", b"cx", b"s1 "])
+@pytest.mark.parametrize(
+    "packet",
+    b"vCont|vCont;|vCont;x|vCont;x;c|vCont;t:p1.1|vCont;rx,y|vCont;r|vCont;C|vCont;S:p1.1|vCont;Czz|vCont;C105|vCont;c5|"
+    b"cx|s1 |C|S|S;10003|C05;x".split(b"|"),
+)
 async def test_what_cannot_be_resumed_is_refused(packet: bytes):
     """And the guest stands."""
     async with open_world() as world:

@@ -274,9 +274,7 @@ def test_a_read_is_cut_to_the_packet_size():
 
 @pytest.mark.parametrize(
     "payload",
-    b"m|m0|m,|m0,|m-1,4|m 1,4|m1_0,4|m0,0|m11111111111111111,1|m1,1,1|x1|M20000,1|M20000,2:41|M20000,1:4|X,0:".split(
-        b"|"
-    ),
+    b"m|m0|m,|m0,|m-1,4|m 1,4|m1_0,4|m11111111111111111,1|m1,1,1|x1|M20000,1|M20000,2:41|M20000,1:4|X,0:".split(b"|"),
 )
 def test_malformed_memory_packets_are_refused(session: Session, payload: bytes):
     """One error for all of them."""

@@ -56,6 +56,16 @@ def test_malformed_ones_are_refused(session: Session, machine: FakeMachine, payl
     assert not machine.watchpoints
 
 
+@pytest.mark.parametrize("kind", [b"0", b"1", b"2", b"3", b"4"])
+def test_none_leads_past_the_last_address(session: Session, machine: FakeMachine, kind: bytes):
+    """A length that wraps around is refused, of breakpoints too; the last byte is a place like others."""
+    assert ask(session, b"Z%b,fffffffffffffffe,3" % kind) == b"E01"
+    assert not machine.watchpoints
+    assert not machine.breakpoints
+    assert ask(session, b"Z%b,fffffffffffffffe,2" % kind) == b"OK"
+    assert ask(session, b"z%b,fffffffffffffffe,2" % kind) == b"OK"
+
+
 def test_their_number_is_bounded(session: Session):
     """What stands already can be said again."""
     for index in range(MAX_BREAKPOINTS):
