@@ -70,15 +70,6 @@ class ProbeError(Exception):
             shown.append(self.hint)
         return shown
 
-    def error_log(self, seconds: float) -> str:
-        """The entry tracefs' error_log would hold, stamped with `seconds` since power-on ([S] trace.c, 6.12)."""
-        caret = " " * (self.column or 0)
-        return (
-            f"[{int(seconds):5d}.{int(seconds * 1_000_000) % 1_000_000:06d}] trace_kprobe: error: {self.reason}\n"
-            f"  Command: {self.definition or ''}\n"
-            f"           {caret}^\n"
-        )
-
 
 class CallError(ProbeError):
     """A call into the guest that was refused or given up; see `Regs.call`."""

@@ -39,6 +39,8 @@ _ALIASES: Final = {"cpu": "common_cpu", "CPU": "common_cpu", "stacktrace": _STAC
 """parse_field() takes these for backward compatibility; the trigger is shown with the names they have now."""
 _KEY_MODIFIERS: Final = ("hex", "sym", "sym-offset", "execname", "syscall", "log2", "usecs", "stacktrace")
 _VALUE_MODIFIERS: Final = ("hex", "percent", "graph")
+_NUMERIC_MODIFIERS: Final = ("hex", "sym", "sym-offset", "syscall")
+"""These show a number, of a string the one that its first eight bytes are."""
 
 
 class Guest(Protocol):
@@ -246,10 +248,10 @@ class Histogram:
         if isinstance(value, tuple):
             frames = "".join(f"{'':9}{self.guest.describe(address)}\n" for address in value)
             return f"{name}:\n{frames}"
-        if isinstance(value, str) and column.modifier != "hex":
-            return f"{name}: {rawtext.padded(value, 50)}"
         if isinstance(value, str):
-            value = int.from_bytes(rawtext.encode(value)[:8], "little")
+            if column.modifier not in _NUMERIC_MODIFIERS:
+                return f"{name}: {rawtext.padded(value, 50)}"
+            value = int.from_bytes(rawtext.encode(value)[:8], "little")  # as hist_trigger_print_key() reads any key
         value &= _MASK
         if column.buckets:
             return f"{name}: ~ {value}-{value + column.buckets - 1}"
@@ -257,9 +259,9 @@ class Histogram:
             case "hex":
                 return f"{name}: {value:x}"
             case "sym":
-                return f"{name}: [{value:x}] {self.guest.describe(value).partition('+')[0]:<45}"
+                return f"{name}: [{value:x}] {self._described(value).partition('+')[0]:<45}"
             case "sym-offset":
-                return f"{name}: [{value:x}] {self.guest.describe(value):<55}"
+                return f"{name}: [{value:x}] {self._described(value):<55}"
             case "execname":
                 return f"{name}: {rawtext.padded(row.comm, 16)}[{value:>10}]"
             case "syscall":
@@ -267,6 +269,9 @@ class Histogram:
             case "log2":
                 return f"{name}: ~ 2^{value:<2}"
         return f"{name}: {value:>10}"
+
+    def _described(self, address: int) -> str:
+        return self.guest.describe(address & (1 << 8 * self.guest.word) - 1)
 
 
 def _shown_value(column: Column, value: int, total: int, top: int) -> str:
@@ -441,6 +446,10 @@ class _Parser:
             raise self._bad_modifier(modifier)
         if modifier == "stacktrace":
             raise self._bad_modifier(text)
+        if variable is not None and variable.field.text and (buckets or modifier == "log2"):
+            # Linux counts by where in its own ring buffer the string lies, and by what is on the stack behind that.
+            reason = f"{name} is a string, which has no {'buckets' if buckets else modifier}"
+            raise HistError(errno.EINVAL, reason, self._command, text, logged=False)
         if _ALIASES.get(name) == _STACK:
             name = _STACK
         return Column(name, variable, modifier, buckets)

@@ -142,6 +142,9 @@ h1 hist:keys=n.log2,file:vals=dfd,n.percent:sort=hitcount
 h1 hist:keys=common_pid.execname:sort=common_pid.descending:size=200
 h2 hist:keys=c,n:vals=n.hex,c.graph:sort=n.descending,c
 h2 hist:keys=n.buckets=100,cpu:sort=cpu
+h1 hist:keys=file.sym,dfd.hex
+h1 hist:keys=file.sym-offset:sort=file
+h1 hist:keys=file.syscall
 h3 hist:keys=dfd.hex,common_pid.buckets=3
 h3 hist:keys=__probe_ip.sym-offset,common_pid:sort=__probe_ip
 h3 hist:keys=__probe_ip.sym:vals=common_timestamp.usecs:nohitcount

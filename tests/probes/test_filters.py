@@ -213,6 +213,14 @@ def test_a_histogram_is_shown_as_linux_shows_it(line: str, rows: list[str]) -> N
     assert counted(line, some()) == rows
 
 
+@pytest.mark.parametrize("key", ["file.log2", "fl,file.buckets=16"])
+def test_a_string_is_no_number_to_put_into_buckets(key: str) -> None:
+    """Linux would count by where in its own ring buffer the string lies, each hit in a row of its own."""
+    with pytest.raises(HistError, match=r"^file is a string, which has no (log2|buckets)$") as refused:
+        parse_histogram(f"hist:keys={key}", FILTER_VARIABLES, Guest())
+    assert not refused.value.logged
+
+
 def test_a_full_histogram_drops_new_keys_and_says_so() -> None:
     """Its size is its memory."""
     made, _ = parse_histogram("hist:keys=fl:size=128", FILTER_VARIABLES, Guest())
