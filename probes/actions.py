@@ -269,7 +269,9 @@ class Triggers:
         if command in _ON_EVENTS or command in _ON_HISTS:
             kind = "event" if command in _ON_EVENTS else "hist"
             return f"{kind} {':'.join(params.split(':')[1:3])}"
-        return command if command in _KERNEL or command in ("stop", "return") else f"{command} {_body(params[1:])[0]}"
+        if command in _KERNEL or command in ("stop", "return"):
+            return command
+        return _own_key(command, _body(params[1:])[0])
 
     def _parse(self, command: str, params: str) -> Trigger:
         if params and not params.startswith(":"):
@@ -355,7 +357,7 @@ class Triggers:
             actor.write_down(hit, "dump", data, address)
             return True
 
-        return Trigger("dump", f"dump:{body}", f"dump {body}", dump, after=True)
+        return Trigger("dump", f"dump:{body}", _own_key("dump", body), dump, after=True)
 
     def _set(self, body: str) -> Trigger:
         target, equals, expression = body.partition("=")
@@ -378,7 +380,7 @@ class Triggers:
                 return False
             return True
 
-        return Trigger("set", f"set:{body}", f"set {body}", assign, last=True)
+        return Trigger("set", f"set:{body}", _own_key("set", body), assign, last=True)
 
     def _return(self, body: str) -> Trigger:
         if not body:
@@ -391,6 +393,11 @@ class Triggers:
             return True
 
         return Trigger("return", f"return:{body}", "return", act, last=True)
+
+
+def _own_key(command: str, body: str) -> str:
+    """Of `dump` and `set`, of which an event may have several; a register is the same one with and without its %."""
+    return f"{command} {body.removeprefix('%')}"
 
 
 def _error(name: str) -> Callable[[Hit], int]:

@@ -275,6 +275,15 @@ def test_set_changes_registers_and_memory(machine: ProbedMachine, files: Tracefs
     assert (machine.memory.read(DATA + 0x44, 2), machine.memory.read(DATA, 2)) == (b"\x34\x12", b"Ae")
 
 
+def test_a_register_is_the_same_with_and_without_its_percent_sign(files: Tracefs) -> None:
+    """A second trigger on it is refused, and `!` takes it away by either name."""
+    echo(files, f"'set:%ax=5' > {OPEN}/trigger")
+    with pytest.raises(ProbeError, match="already: set:%ax=5:unlimited"):
+        echo(files, f"'set:ax=5:3' > {OPEN}/trigger")
+    echo(files, f"'!set:ax=5' > {OPEN}/trigger")
+    assert files.read(f"{OPEN}/trigger").startswith("# Available triggers")
+
+
 def test_return_leaves_the_function_with_a_value(machine: ProbedMachine, manager: Manager, files: Tracefs) -> None:
     """An error of the caller's choice, without an instruction of the function."""
     word = machine.bits // 8
