@@ -16,6 +16,7 @@ from emu.kernelfile import KernelFile, open_kernel
 from gdbstub.commands import Check, Symbols
 from gdbstub.guestfiles import GuestFiles, Lookup, fetched_initramfs, host_folder
 from gdbstub.outcome import NOT_REACHED, SUCCESS, UsageError
+from probes import rawtext
 from probes.arch.x86 import convention_for
 from probes.discovery import find_symbols
 from probes.judge import Judge, Verdict
@@ -73,7 +74,7 @@ def _lines(command: Check) -> list[str]:
     except OSError as error:
         raise UsageError(f"{command.file or '-'}: {(error.strerror or str(error)).lower()}") from error
     # Lines are the kernel's, which knows no other line ends, and need not be UTF-8.
-    return [line.decode("utf-8", "backslashreplace") for line in data.split(b"\n")]
+    return [rawtext.decode(line) for line in data.split(b"\n")]
 
 
 def _lookup(command: Check, kernel: KernelFile) -> Lookup | None:
@@ -95,20 +96,20 @@ def _text(verdict: Verdict) -> list[str]:
 
 def _row(verdict: Verdict) -> dict[str, Any]:
     """`error` and `caret` are what the kernel's error_log holds, empty and null where it is silent; `note` is ours."""
-    error = verdict.error
+    error, definition = verdict.error, rawtext.readable(verdict.definition)
     if error is None:
         return {
-            "definition": verdict.definition,
+            "definition": definition,
             "verdict": "accept",
             "errno": "0",
             "error": "",
             "caret": None,
-            "listing": verdict.listing,
+            "listing": rawtext.readable(verdict.listing),
             "note": "",
         }
     logged = error.definition is not None
     return {
-        "definition": verdict.definition,
+        "definition": definition,
         "verdict": "reject",
         "errno": f"-{error.name}",
         "error": error.reason if logged else "",

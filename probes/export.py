@@ -84,20 +84,23 @@ class _Perfetto:
 
     def add(self, record: Record, /) -> None:
         track = self._task(record.pid, record.comm)
-        values: dict[str, object] = {name: value for name, _, value in record.arguments}
+        event = rawtext.readable(record.event)
+        values: dict[str, object] = {rawtext.readable(name): value for name, _, value in record.arguments}
         if record.frames is not None:
             values = {"frames": "\n".join(record.frames)}
         kind = self._protos.TrackEvent
         if record.entered_ns < 0:
-            self._event(kind.TYPE_INSTANT, record.timestamp_ns, track, record.event, {"where": record.where} | values)
+            self._event(kind.TYPE_INSTANT, record.timestamp_ns, track, event, {"where": record.where} | values)
             return
-        span = self._track(f"{record.function} ({record.event})", track)
+        span = self._track(f"{record.function} ({event})", track)
         self._event(kind.TYPE_SLICE_BEGIN, record.entered_ns, span, record.function, {"where": record.where} | values)
         self._event(kind.TYPE_SLICE_END, record.timestamp_ns, span, "", {})
 
     def close(self, unfinished: Iterable[Unfinished], /) -> None:
         for call in unfinished:
-            span = self._track(f"{call.function} ({call.event})", self._task(0, f"task {call.task:#x}"))
+            span = self._track(
+                f"{call.function} ({rawtext.readable(call.event)})", self._task(0, f"task {call.task:#x}")
+            )
             begin = self._protos.TrackEvent.TYPE_SLICE_BEGIN
             self._event(begin, call.entered_ns, span, f"{call.function} (unfinished)", {"unfinished": True})
 

@@ -13,6 +13,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from typing import Final, NoReturn
 
+from probes import rawtext
 from probes.arch import Convention
 from probes.btf import Btf, Kind, Parameter, Type
 from probes.fetchargs import (
@@ -46,7 +47,10 @@ RESERVED_NAMES: Final = frozenset(
         *("__probe_ip", "__probe_ret_ip", "__probe_func"),
     )
 )
-IDENTIFIER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+_LETTERS: Final = f"A-Za-z_{rawtext.LATIN1_LETTERS}"
+IDENTIFIER: Final = re.compile(rf"[{_LETTERS}][0-9{_LETTERS}]*\Z")  # is_good_name(), kernel/trace/trace.h
+_LETTER: Final = re.compile(rf"[{_LETTERS}\u0080-\u05bf\u0600-\ud7ff\ue000-\U0010ffff]")
+"""What the kernel takes for a letter, looking at the first byte of a character's UTF-8: 0xd7 is none."""
 
 
 class Fault(Exception):
@@ -294,7 +298,7 @@ class _Body:
                 return self._dereference(text)
             case "\\":
                 return self._immediate(text[1:])
-            case first if first.isalpha() or first == "_" or first > "\x7f":  # the kernel sees Latin-1 letters in UTF-8
+            case first if _LETTER.match(first):
                 if not self._context.names:
                     raise Fault(Refusal.BAD_FETCH_ARG, self._offset, hint=self._context.no_types)
                 if not (self._context.at_entry or self._context.at_return):

@@ -33,6 +33,7 @@ _COMPARE: Final[Mapping[str, Callable[[int, int], bool]]] = {
     ">=": operator.ge,
     "&": lambda left, right: bool(left & right),
 }
+_IN_NAME: Final = re.compile(rf"[A-Za-z0-9_{rawtext.LATIN1_LETTERS}]")
 _NUMBER: Final = re.compile(r"-?(?:0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)\Z")
 _SET: Final = re.compile(r"(!?)(\][^\]]*|[^\]!][^\]]*|![^\]]+)\]")
 _SPACE: Final = " \t\n\r\v\f"
@@ -144,7 +145,7 @@ class _Parser:
                 negate = not negate
                 self._at += 1
                 continue
-            if not (character.isalnum() or character == "_"):
+            if not (character.isalnum() or _IN_NAME.match(character)):
                 raise FilterError(errno.EPERM if found or self._after_open() else errno.EINVAL, text, None)
             predicate = self._predicate()
             stack[-1].add(_not(predicate) if negate else predicate)
@@ -194,7 +195,7 @@ class _Parser:
         """parse_pred(): FIELD OP VALUE. Most of its carets are one column beyond what they mean, as the kernel's."""
         text = self._text
         end = self._at
-        while end < len(text) and (text[end].isalnum() or text[end] == "_") and text[end].isascii():
+        while _IN_NAME.match(text, end):
             end += 1
         variable = self._variables.get(text[self._at : end])
         if variable is None:

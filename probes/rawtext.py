@@ -6,6 +6,12 @@ byte again: ftrace's text shows strings byte for byte. Outputs that have to be U
 
 from __future__ import annotations
 
+from typing import Final
+
+LATIN1_LETTERS: Final = r"\udcc0-\udcd6\udcd8-\udcf6\udcf8-\udcff"
+"""For a regular expression's [set]: the bytes that the kernel's isalpha() takes for letters beside ASCII's (_ctype[],
+lib/ctype.c). One that is part of a character's UTF-8 never stands alone, so no name can have it."""
+
 
 def decode(raw: bytes) -> str:
     """What the guest's bytes are in here."""

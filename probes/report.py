@@ -21,7 +21,7 @@ _CHARACTER: Final = 7
 _LINE: Final = re.compile(
     r" *(?P<comm>.*?)-(?P<pid>\d+) +\[(?P<cpu>\d+)\] (?P<flags>\S{5}) +(?P<seconds>\d+)\.(?P<rest>\d{6}): (?P<what>.*)"
 )
-_PLACE: Final = re.compile(r"(?P<event>[\w.-]+): \((?P<where>.*?)\)(?: |$)")
+_PLACE: Final = re.compile(r"(?P<event>[\w.\\-]+): \((?P<where>.*?)\)(?: |$)")
 
 
 def records_of(data: bytes) -> Iterator[Mapping[str, Any]]:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NoReturn, Protocol, TypeAlias
 
+from probes import rawtext
 from probes.arch import Convention
 from probes.btf import Btf, BtfError
 from probes.errors import ProbeError
@@ -30,7 +31,9 @@ KPROBES: Final = "kprobes"
 UPROBES: Final = "uprobes"
 
 _SPACE: Final = re.compile(r"[ \t\n\v\f\r]+")  # isspace(), without what Python takes for a space
-_GROUP: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*\Z")
+_GROUP: Final = re.compile(
+    rf"[A-Za-z_{rawtext.LATIN1_LETTERS}][A-Za-z0-9_{rawtext.LATIN1_LETTERS}-]*\Z"
+)  # is_good_system_name(), kernel/trace/trace.h
 _FUNCTION: Final = re.compile(r"[A-Za-z_.$]")  # how a symbol begins
 _DENTRY: Final = re.compile(r":%p([dD])\Z")
 _OTHER_SYSTEMS: Final = {

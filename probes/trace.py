@@ -100,7 +100,7 @@ class Record:
         found: dict[str, object] = {
             "timestamp_ns": self.timestamp_ns,
             "instructions": self.instructions,
-            "event": f"{self.group}/{self.event}",
+            "event": rawtext.readable(f"{self.group}/{self.event}"),
             "comm": rawtext.readable(self.comm),
             "pid": self.pid,
             "cpu": self.cpu,
@@ -111,7 +111,7 @@ class Record:
         found |= {"ip": self.ip, "where": self.where}
         if self.entered_ns >= 0:
             found |= {"function": self.function, "duration_ns": self.timestamp_ns - self.entered_ns}
-        return found | {"args": {name: _readable(value) for name, _, value in self.arguments}}
+        return found | {"args": {rawtext.readable(name): _readable(value) for name, _, value in self.arguments}}
 
     def json(self) -> str:
         """One JSON object on one line."""

@@ -53,7 +53,8 @@ def test_text_and_json_are_a_line_a_record() -> None:
 def test_bytes_that_are_no_text_are_kept_or_escaped() -> None:
     r"""ftrace's text has them as the guest has; what has to be Unicode has `\xNN`, and can always be written."""
     text = rawtext.decode(b"a\xff\xc3\xa9\n")
-    record = replace(OPEN, comm=text, arguments=(("file", "string", text), ("two", "string", (text, None))))
+    arguments = (("file", "string", text), ("two", "string", (text, None)), ("\udce9", "u8", 1))
+    record = replace(OPEN, event="caf\udce9", comm=text, arguments=arguments)
 
     def written(name: str) -> bytes:
         out = io.BytesIO()
@@ -66,10 +67,11 @@ def test_bytes_that_are_no_text_are_kept_or_escaped() -> None:
     assert b'file="a\xff\xc3\xa9\n" two={"a\xff\xc3\xa9\n",(fault)}' in written("txt")
     readable = "a\\xff\u00e9\n"
     row = json.loads(written("jsonl"))
-    assert (row["comm"], row["args"]) == (readable, {"file": readable, "two": [readable, None]})
+    assert (row["comm"], row["args"]) == (readable, {"file": readable, "two": [readable, None], "\\xe9": 1})
     assert readable.encode() in written("pftrace")
+    assert b"caf\\xe9" in written("pftrace")
     assert pyarrow.parquet.read_table(io.BytesIO(written("parquet"))).to_pylist()[0]["comm"] == readable
-    Report(records_of(written("txt"))).lines()
+    assert any("caf\\xe9" in line for line in Report(records_of(written("txt"))).lines())
 
 
 def test_perfetto_has_a_track_for_each_task_and_a_span_for_each_call() -> None:

@@ -86,3 +86,22 @@ def test_a_guest_without_types_says_why(line: str) -> None:
     with pytest.raises(ProbeError) as refused:
         parse(line, Scope(I386))
     assert refused.value.hint == Scope.no_types
+
+
+@pytest.mark.parametrize(
+    ("line", "token"),
+    [
+        ("p:caf\udce9 vfs_read", None),
+        ("p:\udce9-x/\udcff vfs_read \udce9=%di", None),
+        ("p:\u00e9 vfs_read", "BAD_EVENT_NAME"),  # whose second byte, 0xa9, is no letter
+        ("p:\udce9\udcd7 vfs_read", "BAD_EVENT_NAME"),
+        ("p:x vfs_read \u00e9=%di", "BAD_ARG_NAME"),
+        ("p:x vfs_read \udcd7", "BAD_FETCH_ARG"),
+        ("p:x vfs_read \u05d0", "BAD_FETCH_ARG"),  # in UTF-8 it begins with 0xd7
+        ("p:x \udce9", "BAD_PROBE_ADDR"),
+    ],
+)
+def test_letters_are_latin_1s(line: str, token: str | None) -> None:
+    """The kernel's isalpha() looks at bytes: lone ones are letters, of UTF-8 only the first byte is. As 6.12.117."""
+    judged = judge(line)
+    assert (judged.token if isinstance(judged, ProbeError) else judged.definition) == (token or line)

@@ -81,6 +81,16 @@ def test_events_are_listed_profiled_and_deleted(machine: ProbedMachine, files: T
     assert (files.read("kprobe_events"), files.list("events")) == ("", ["enable"])
 
 
+def test_a_name_may_have_letters_of_latin_1(machine: ProbedMachine, manager: Manager, files: Tracefs) -> None:
+    """Events, groups and arguments: in their files, in filters and in the trace they are the bytes that were given."""
+    echo(files, "'p:caf\udce9/\udcff_1 open \udce9=%ax' >> kprobe_events")
+    assert files.read("kprobe_events").splitlines()[-1] == "p:caf\udce9/\udcff_1 open \udce9=%ax"
+    echo(files, "'\udce9 == 0' > events/caf\udce9/\udcff_1/filter")
+    echo(files, "1 > events/caf\udce9/\udcff_1/enable")
+    machine.hit(TEXT)
+    assert manager.trace.last()[0].text().endswith(": \udcff_1: (open+0x0/0x40) \udce9=0x0")
+
+
 def test_a_filter_decides_what_is_recorded(machine: ProbedMachine, manager: Manager, files: Tracefs) -> None:
     """Hits are hits all the same; the file shows the filter, or what is wrong with it."""
     echo(files, f"1 > {OPEN}/enable")
