@@ -10,12 +10,13 @@ from collections.abc import Callable
 
 from emu.clock import Clock
 from emu.codebreaks import CodeBreaks
+from emu.covered import INT3
 from emu.cpustate import CpuState
 from emu.engine import Engine
 from emu.iface import BackEnd
 from emu.planted import PlantedBytes
 from emu.stops import Stop
-from emu.text import INT3, ArmedText
+from emu.text import ArmedText
 from emu.traps import PF, GuestFault, Traps
 
 

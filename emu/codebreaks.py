@@ -19,12 +19,13 @@ Owners say through `BreakClient.stands` in which address spaces an address is me
 
 from __future__ import annotations
 
-import bisect
 import re
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
 
+from emu.addresses import AddressSet
+from emu.covered import INT3
 from emu.cpustate import DESC_B, HF_INHIBIT_IRQ, RF, SS, VM, CpuState
 from emu.engine import Engine
 from emu.iface import BreakClient
@@ -33,7 +34,6 @@ from emu.memory import reachable
 from emu.paging import walk
 from emu.planted import PlantedBytes
 from emu.ram import Ram
-from emu.text import INT3
 from emu.traps import Traps
 
 _MAX_RESTARTS: Final = 4096  # faults under way; a thread that dies in its fault leaves one behind
@@ -55,7 +55,7 @@ class CodeBreaks:
         self._engine = engine
         self._planted = planted
         self.client: BreakClient | None = None
-        self._armed: list[int] = []  # sorted
+        self._armed = AddressSet()
         self._found: tuple[int, list[int]] | None = None  # a block without its int3s, and where they belong
         self._pending: tuple[int, list[int]] | None = None  # ... for when the processor is at the block again
         self._poked: list[tuple[int, int]] = []  # (physical address, byte) of what stands otherwise in RAM now
@@ -75,18 +75,12 @@ class CodeBreaks:
 
     def arm(self, vaddr: int, *, fresh: bool = False) -> None:
         """Idempotent. `fresh`: nothing there can have run yet where `stands` is true, so no translation is stale."""
-        at = bisect.bisect_left(self._armed, vaddr)
-        if at < len(self._armed) and self._armed[at] == vaddr:
-            return
-        self._armed.insert(at, vaddr)
-        if not fresh:
+        if self._armed.add(vaddr) and not fresh:
             self.refresh(vaddr)
 
     def disarm(self, vaddr: int) -> None:
         """No error where it is not armed. A translation with the int3 goes when it is met."""
-        at = bisect.bisect_left(self._armed, vaddr)
-        if at < len(self._armed) and self._armed[at] == vaddr:
-            del self._armed[at]
+        self._armed.discard(vaddr)
         if vaddr in self._hooked:
             self._hooked.discard(vaddr)
             self.hook(vaddr, False)
@@ -102,8 +96,7 @@ class CodeBreaks:
         return list(self._armed)
 
     def is_armed(self, vaddr: int) -> bool:
-        at = bisect.bisect_left(self._armed, vaddr)
-        return at < len(self._armed) and self._armed[at] == vaddr
+        return vaddr in self._armed
 
     def forget(self) -> None:
         """The machine has gone to another moment; every translation is gone already."""
@@ -123,15 +116,14 @@ class CodeBreaks:
             self._covered = pc
             self._engine.stop_here()
             return
-        at = bisect.bisect_left(self._armed, pc)
-        if at == len(self._armed) or self._armed[at] >= pc + len(code) or self.client is None:
+        covered = self._armed.within(pc, pc + len(code))
+        if not covered or self.client is None:
             return
         wanted = []
-        while at < len(self._armed) and (vaddr := self._armed[at]) < pc + len(code):
-            at += 1
-            if vaddr in self._hooked:
+        for vaddr in covered:
+            if vaddr == self.lifted or vaddr in self._hooked or (vaddr == pc and self._is_resuming()):
                 continue
-            if vaddr != self.lifted and not (vaddr == pc and self._is_resuming()) and self.client.stands(vaddr):
+            if self.client.stands(vaddr):
                 wanted.append(vaddr)
         if wanted:
             starts = {pc}  # an int3 inside an instruction would change it; the last may be one only the engine knows

@@ -7,12 +7,11 @@ shown its own byte. To `text` the int3 is the guest's byte, so either may come a
 
 from __future__ import annotations
 
-import bisect
-
+from emu.covered import INT3, CoveredBytes
 from emu.engine import Engine
 from emu.iface import MemoryFault
 from emu.ram import Ram
-from emu.text import INT3, ArmedText
+from emu.text import ArmedText
 from emu.walks import Walks
 
 
@@ -24,95 +23,58 @@ class PlantedBytes:
         self._engine = engine
         self._walks = walks
         self._text = text
-        self._bytes: dict[int, int] = {}  # physical address -> the guest's byte
-        self._paddrs: list[int] = []  # sorted
+        self._covered = CoveredBytes()
+        self.reveal, self.cover = self._covered.reveal, self._covered.cover
 
     def plant(self, paddr: int, *, fresh: bool = False) -> None:
         """See iface.Planted."""
-        if paddr in self._bytes:
-            if self.stands(paddr):
-                return
-            self.forget_one(paddr)  # the guest has put something else there
+        if self.stands(paddr):
+            return
         if not 0 <= paddr < self._ram.size:
             raise MemoryFault(paddr, "plant a breakpoint in")
-        self._keep(paddr, self._guest_byte(paddr))
+        self._covered.keep(paddr, self._guest_byte(paddr))
         self._write(paddr, INT3)
         if not fresh:
             self._engine.drop_code(0, 0, False)
 
     def adopt(self, paddr: int, original: int) -> None:
         """See iface.Planted."""
-        if paddr not in self._bytes and 0 <= paddr < self._ram.size:
-            self._keep(paddr, original)
+        if paddr not in self._covered and 0 <= paddr < self._ram.size:
+            self._covered.keep(paddr, original)
 
     def remove(self, paddr: int) -> None:
         """See iface.Planted."""
-        if paddr not in self._bytes:
-            return
         if self.stands(paddr):
-            self._write(paddr, self._bytes[paddr])
+            self._write(paddr, self._covered[paddr])
             self._engine.drop_code(0, 0, False)
-        self.forget_one(paddr)
+        self._covered.drop(paddr)
 
     def forget_one(self, paddr: int) -> None:
         """See iface.Planted."""
-        if self._bytes.pop(paddr, None) is not None:
-            del self._paddrs[bisect.bisect_left(self._paddrs, paddr)]
+        self._covered.drop(paddr)
 
     def stands(self, paddr: int) -> bool:
         """See iface.Planted."""
-        return paddr in self._bytes and self._guest_byte(paddr) == INT3
+        return paddr in self._covered and self._guest_byte(paddr) == INT3
 
     def original(self, paddr: int) -> int | None:
         """See iface.Planted."""
-        return self._bytes.get(paddr)
+        return self._covered.get(paddr)
 
     def at(self, vaddr: int) -> int | None:
         """The physical address of the int3 of ours that stands at a virtual one now, or None."""
-        if not self._bytes:
+        if not self._covered:
             return None
         paddr = self._walks.locate(vaddr)
         return paddr if paddr is not None and self.stands(paddr) else None
 
     def forget(self) -> None:
         """RAM was replaced by RAM without our bytes."""
-        self._bytes.clear()
-        self._paddrs.clear()
+        self._covered.clear()
 
     def guest_bytes(self) -> dict[int, int]:
         """Physical address -> the guest's byte, of every int3 that stands."""
-        return {paddr: byte for paddr, byte in self._bytes.items() if self.stands(paddr)}
-
-    # ------------------------------------------------------------------------------------- between a debugger and RAM
-
-    def reveal(self, paddr: int, data: bytes) -> bytes:
-        """`data` read from `paddr`, with the guest's bytes where ours stand."""
-        covered = self._covered(paddr, len(data))
-        if not covered:
-            return data
-        shown = bytearray(data)
-        for at in covered:
-            if shown[at - paddr] == INT3:
-                shown[at - paddr] = self._bytes[at]
-        return bytes(shown)
-
-    def cover(self, paddr: int, data: bytes) -> bytes:
-        """`data` about to be written to `paddr`: our bytes stay and remember the new ones."""
-        covered = self._covered(paddr, len(data))
-        if not covered:
-            return data
-        written = bytearray(data)
-        for at in covered:
-            self._bytes[at], written[at - paddr] = written[at - paddr], INT3
-        return bytes(written)
-
-    def _covered(self, paddr: int, size: int) -> list[int]:
-        low = bisect.bisect_left(self._paddrs, paddr)
-        return self._paddrs[low : bisect.bisect_left(self._paddrs, paddr + size, low)]
-
-    def _keep(self, paddr: int, original: int) -> None:
-        self._bytes[paddr] = original
-        bisect.insort(self._paddrs, paddr)
+        return {paddr: byte for paddr, byte in self._covered.items() if self.stands(paddr)}
 
     def _guest_byte(self, paddr: int) -> int:
         """What stands there for all but `text`."""

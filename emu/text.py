@@ -12,11 +12,12 @@ A guest that looks at its own text, or writes it by another mapping, finds it un
 
 from __future__ import annotations
 
-import bisect
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from emu.addresses import AddressSet
+from emu.covered import INT3, CoveredBytes
 from emu.cpustate import CpuState
 from emu.engine import Engine
 from emu.iface import BackEnd, MemoryFault
@@ -26,12 +27,10 @@ from emu.ram import PAGE, Ram
 from emu.shortcuts import Shortcuts
 from emu.walks import Walks
 
-INT3 = 0xCC
-
 
 @dataclass(slots=True)
 class Place:
-    """One armed address. `paddr` and `original` belong to INT3 and are -1 for a PC hook.
+    """One armed address. `paddr` belongs to INT3 and is -1 for a PC hook.
 
     `fixed`: the physical address was given, not found by a walk. `cr3`: the address space it was found in.
     """
@@ -40,7 +39,6 @@ class Place:
     back_end: BackEnd
     owners: list[object] = field(default_factory=list)
     paddr: int = -1
-    original: int = -1
     fixed: bool = False
     cr3: int = 0
 
@@ -64,13 +62,12 @@ class ArmedText:
         self._shortcuts = shortcuts
         self._on_hook = on_hook
         self._places: dict[tuple[int, BackEnd], Place] = {}
-        self._bytes: dict[int, Place] = {}  # INT3 places by physical address; aliases share the first one's byte
-        self._shared: dict[int, list[Place]] = {}  # those that several mappings have armed
-        self._paddrs: list[int] = []
-        self._vaddrs: list[int] = []  # of the int3 places, sorted
+        self._sharing: dict[int, list[Place]] = {}  # INT3 places by physical address: one a mapping that armed it
+        self._covered = CoveredBytes()  # by the int3s, those too that are lifted or withdrawn
+        self._vaddrs = AddressSet()  # of the int3 places
         self._lost: set[int] = set()  # where `look` has seen the guest's code instead of an int3
         self._hooks: set[int] = set()  # where the engine is to have a PC hook of ours
-        self._waiting: list[int] = []  # those of them that it gets when it translates a block with them, sorted
+        self._waiting = AddressSet()  # those of them that it gets when it translates a block with them
         self._due: set[int] = set()  # those that `look` has seen in a block
         self._lifted = -1  # physical address of the place between `lift` and `settle`
         self.withdrawn = False
@@ -87,7 +84,7 @@ class ArmedText:
             place = self._arm_byte(vaddr, paddr) if back_end is BackEnd.INT3 else Place(vaddr, BackEnd.HOOK)
             self._places[vaddr, back_end] = place
             if back_end is BackEnd.INT3:
-                bisect.insort(self._vaddrs, vaddr)
+                self._vaddrs.add(vaddr)
             self._update_hook(vaddr)
         if not any(known is owner for known in place.owners):
             place.owners.append(owner)
@@ -137,7 +134,10 @@ class ArmedText:
         paddr = self._walks.locate(vaddr)
         if paddr is None or paddr == self._lifted:
             return None
-        return place if place is not None and place.paddr == paddr else self._bytes.get(paddr)
+        if place is not None and place.paddr == paddr:
+            return place
+        sharing = self._sharing.get(paddr)
+        return sharing[0] if sharing else None
 
     def hooked(self, vaddr: int) -> Place | None:
         """The place that a PC hook at `vaddr` stands for, a withdrawn int3's owners included."""
@@ -157,7 +157,7 @@ class ArmedText:
             return None
         paddr = place.paddr
         data = self._ram.map[paddr : min(paddr + size, (paddr | PAGE - 1) + 1)]
-        return bytes((self._bytes[paddr].original,)) + data[1:] if data[0] == INT3 else data
+        return bytes((self._covered[paddr],)) + data[1:] if data[0] == INT3 else data
 
     def _arm_byte(self, vaddr: int, paddr: int | None) -> Place:
         fixed = paddr is not None
@@ -165,17 +165,13 @@ class ArmedText:
             paddr = self._paddr_of(vaddr)
         if paddr is None or not 0 <= paddr < self._ram.size:
             raise MemoryFault(vaddr, "arm a breakpoint in")
-        known = self._bytes.get(paddr)
         place = Place(vaddr, BackEnd.INT3, paddr=paddr, fixed=fixed, cr3=self._cpu.cr3)
-        if known is not None:  # the same byte through another mapping
-            place.original = known.original
-            self._shared.setdefault(paddr, [known]).append(place)
-            return place
-        place.original = self._ram.map[paddr]
-        self._bytes[paddr] = place
-        bisect.insort(self._paddrs, paddr)
-        if not self.withdrawn:
-            self._poke(place, INT3)
+        sharing = self._sharing.setdefault(paddr, [])
+        sharing.append(place)
+        if len(sharing) == 1:  # else the same byte through another mapping
+            self._covered.keep(paddr, self._ram.map[paddr])
+            if not self.withdrawn:
+                self._poke(place, INT3)
         return place
 
     def _paddr_of(self, vaddr: int) -> int | None:
@@ -188,14 +184,11 @@ class ArmedText:
         wanted = (vaddr, BackEnd.HOOK) in self._places or (self.withdrawn and (vaddr, BackEnd.INT3) in self._places)
         if wanted == (vaddr in self._hooks):
             return
-        at = bisect.bisect_left(self._waiting, vaddr)
         if wanted:
-            self._waiting.insert(at, vaddr)
+            self._waiting.add(vaddr)
             self._hooks.add(vaddr)
         else:
-            if self._waiting[at : at + 1] == [vaddr]:
-                del self._waiting[at]
-            else:
+            if not self._waiting.discard(vaddr):
                 with self._cpu.hidden_faults():
                     self._engine.remove_pc_hook(vaddr)
             self._hooks.discard(vaddr)
@@ -204,20 +197,15 @@ class ArmedText:
     def _drop_place(self, place: Place) -> None:
         if place.back_end is BackEnd.HOOK:
             return
-        del self._vaddrs[bisect.bisect_left(self._vaddrs, place.vaddr)]
-        shared = self._shared.get(place.paddr, [])
-        if place in shared:
-            shared.remove(place)
-            heir = shared[0]
-            if len(shared) == 1:
-                del self._shared[place.paddr]
-            heir.original = self._bytes[place.paddr].original
-            self._bytes[place.paddr] = heir
+        self._vaddrs.discard(place.vaddr)
+        sharing = self._sharing[place.paddr]
+        sharing.remove(place)
+        if sharing:
             return
-        kept = self._bytes.pop(place.paddr)
-        del self._paddrs[bisect.bisect_left(self._paddrs, place.paddr)]
+        del self._sharing[place.paddr]
         if self._stands(place.paddr):  # else the guest has written over it: its byte stays
-            self._poke(place, kept.original)
+            self._poke(place, self._covered[place.paddr])
+        self._covered.drop(place.paddr)
 
     def _stands(self, paddr: int) -> bool:
         return not self.withdrawn and self._ram.map[paddr] == INT3
@@ -238,14 +226,13 @@ class ArmedText:
         """Put the guest's byte back for one execution; `settle` follows."""
         self._lifted = place.paddr
         if self._stands(place.paddr):
-            self._poke(place, self._bytes[place.paddr].original)
+            self._poke(place, self._covered[place.paddr])
 
     def settle(self, place: Place) -> None:
         """Arm a lifted place again, over what the instruction may have made of its own byte."""
         self._lifted = -1
-        if not self.withdrawn and (armed := self._bytes.get(place.paddr)) is not None:
-            armed.original = self._ram.map[place.paddr]
-            self._poke(place, INT3)
+        if not self.withdrawn and place.paddr in self._covered:
+            self._put_over(place)
 
     # ------------------------------------------------------------------------------- a guest that looks at its own text
 
@@ -256,9 +243,9 @@ class ArmedText:
         """
         if self.withdrawn:
             return
-        for paddr, place in self._bytes.items():
+        for paddr, byte in self._covered.items():
             if self._stands(paddr):
-                self._poke(place, place.original)
+                self._poke(self._sharing[paddr][0], byte)
         self.withdrawn = True
         self._update_hooks()
 
@@ -268,9 +255,13 @@ class ArmedText:
             return
         self.withdrawn = False
         self._update_hooks()
-        for paddr, place in self._bytes.items():
-            place.original = self._ram.map[paddr]
-            self._poke(place, INT3)
+        for sharing in self._sharing.values():
+            self._put_over(sharing[0])
+
+    def _put_over(self, place: Place) -> None:
+        """An int3 over what stands there now."""
+        self._covered.keep(place.paddr, self._ram.map[place.paddr])
+        self._poke(place, INT3)
 
     def look(self, pc: int, code: bytes) -> None:
         """From the engine, about a new block: where an int3 of ours should stand, the guest may have stored something,
@@ -278,17 +269,15 @@ class ArmedText:
 
         Then it stops before the block's first instruction; `reclaim` follows. So it does for PC hooks that wait.
         """
-        at = bisect.bisect_left(self._waiting, pc)
-        while at < len(self._waiting) and self._waiting[at] < pc + len(code):
-            self._due.add(self._waiting[at])
+        end = pc + len(code)
+        due = self._waiting.within(pc, end)
+        if due:
+            self._due.update(due)
             self._engine.stop_here()
-            at += 1
-        at = bisect.bisect_left(self._vaddrs, pc)
-        while at < len(self._vaddrs) and (vaddr := self._vaddrs[at]) < pc + len(code):
+        for vaddr in self._vaddrs.within(pc, end):
             if code[vaddr - pc] != INT3 and self._is_lost(self._places[vaddr, BackEnd.INT3]):
                 self._lost.add(vaddr)
                 self._engine.stop_here()
-            at += 1
 
     def reclaim(self) -> bool:
         """Arm what `look` has found; False where it has found nothing. Not from a hook."""
@@ -296,7 +285,7 @@ class ArmedText:
             return False
         due, self._due = self._due.intersection(self._waiting), set()
         for vaddr in due:
-            self._waiting.remove(vaddr)
+            self._waiting.discard(vaddr)
             self._engine.add_pc_hook(vaddr, functools.partial(self._on_hook, vaddr))
             self._drop_code(vaddr)
         lost, self._lost = self._lost, set()
@@ -307,9 +296,7 @@ class ArmedText:
             if self._paddr_of(vaddr) != place.paddr:
                 self._move(place)
             else:
-                armed = self._bytes[place.paddr]
-                armed.original = self._ram.map[place.paddr]
-                self._poke(armed, INT3)
+                self._put_over(place)
         return bool(lost or due)
 
     def _is_lost(self, place: Place) -> bool:
@@ -333,7 +320,7 @@ class ArmedText:
         moved = self._arm_byte(vaddr, None)
         moved.owners = place.owners
         self._places[vaddr, BackEnd.INT3] = moved
-        bisect.insort(self._vaddrs, vaddr)
+        self._vaddrs.add(vaddr)
 
     def _update_hooks(self) -> None:
         for vaddr, back_end in self._places:
@@ -342,37 +329,17 @@ class ArmedText:
 
     # ------------------------------------------------------------------------------------------- what others may see
 
-    def _covered(self, paddr: int, size: int) -> list[int]:
-        if self.withdrawn:
-            return []
-        low = bisect.bisect_left(self._paddrs, paddr)
-        return self._paddrs[low : bisect.bisect_left(self._paddrs, paddr + size, low)]
-
     def reveal(self, paddr: int, data: bytes) -> bytes:
-        """`data` read from `paddr`, with the guest's bytes where ours stand."""
-        covered = self._covered(paddr, len(data))
-        if not covered:
-            return data
-        shown = bytearray(data)
-        for at in covered:
-            if shown[at - paddr] == INT3:  # else the guest has written over it: its byte is the truth
-                shown[at - paddr] = self._bytes[at].original
-        return bytes(shown)
+        """See memory.Layer."""
+        return data if self.withdrawn else self._covered.reveal(paddr, data)
 
     def cover(self, paddr: int, data: bytes) -> bytes:
-        """`data` about to be written to `paddr`: armed bytes stay int3 and remember the new value."""
-        covered = self._covered(paddr, len(data))
-        if not covered:
-            return data
-        written = bytearray(data)
-        for at in covered:
-            self._bytes[at].original = written[at - paddr]
-            written[at - paddr] = INT3
-        return bytes(written)
+        """See memory.Layer."""
+        return data if self.withdrawn else self._covered.cover(paddr, data)
 
     def armed_bytes(self) -> dict[int, int]:
         """Physical address -> the guest's byte, for hashes and snapshots."""
-        return {paddr: place.original for paddr, place in self._bytes.items() if self._stands(paddr)}
+        return {paddr: byte for paddr, byte in self._covered.items() if self._stands(paddr)}
 
     def rearm(self) -> None:
         """After RAM was replaced: put every place that is mapped there back over the new bytes."""
@@ -380,11 +347,10 @@ class ArmedText:
         self.withdrawn = False
         for place in places:
             del self._places[place.vaddr, BackEnd.INT3]
-            self._vaddrs.remove(place.vaddr)
+            self._vaddrs.discard(place.vaddr)
             self._update_hook(place.vaddr)
-        self._bytes.clear()
-        self._shared.clear()
-        self._paddrs.clear()
+        self._sharing.clear()
+        self._covered.clear()
         for place in places:
             mapped = place.fixed or self._paddr_of(place.vaddr) is not None
             for owner in place.owners:

@@ -8,13 +8,15 @@ translated code is dropped, so nothing that may be executed is kept here (that i
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Callable
 
 from emu import iface
+from emu.addresses import AddressSet
 from emu.iface import MemoryFault
 from emu.ram import Ram
 from emu.walks import Walks
+
+_LONGEST = 8  # bytes of a word
 
 
 class Word:
@@ -36,7 +38,7 @@ class SubstitutedWords:
         self._ram = ram
         self._walks = walks
         self._words: dict[int, Word] = {}
-        self._paddrs: list[int] = []
+        self._paddrs = AddressSet()
         self._shares: dict[tuple[int, int], int] = {}  # (physical address, size) of a count -> what of it is ours
 
     def substitute(self, vaddr: int, ours: bytes) -> Word:
@@ -53,8 +55,7 @@ class SubstitutedWords:
             known.users += 1
             return known
         word = Word(paddr, ours, self.reveal(paddr, self._ram.read(paddr, size)))
-        if known is None:
-            bisect.insort(self._paddrs, paddr)
+        self._paddrs.add(paddr)
         self._words[paddr] = word
         self._ram.write(paddr, ours)
         return word
@@ -73,7 +74,7 @@ class SubstitutedWords:
         if self.stands(word):
             self._ram.write(word.paddr, word.guest)
         del self._words[word.paddr]
-        self._paddrs.remove(word.paddr)
+        self._paddrs.discard(word.paddr)
 
     def share(self, vaddr: int, size: int, change: int) -> Callable[[], None]:
         """See iface.Words.share."""
@@ -117,6 +118,8 @@ class SubstitutedWords:
 
     def reveal(self, paddr: int, data: bytes) -> bytes:
         """`data` read from `paddr`, with the guest's values where ours stand."""
+        if not self._words:
+            return data
         touched = self._touched(paddr, len(data))
         if not touched:
             return data
@@ -143,9 +146,5 @@ class SubstitutedWords:
 
     def _touched(self, paddr: int, size: int) -> list[Word]:
         """Words that stand and have a byte in [paddr, paddr + size)."""
-        if not self._paddrs:
-            return []
-        low = bisect.bisect_right(self._paddrs, paddr - 8)
-        high = bisect.bisect_left(self._paddrs, paddr + size, low)
-        found = (self._words[at] for at in self._paddrs[low:high])
-        return [word for word in found if word.paddr + len(word.ours) > paddr and self.stands(word)]
+        near = [self._words[at] for at in self._paddrs.within(paddr - _LONGEST + 1, paddr + size)]
+        return [word for word in near if word.paddr + len(word.ours) > paddr and self.stands(word)]
