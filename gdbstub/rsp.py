@@ -195,8 +195,6 @@ class Codec:
     def next_event(self) -> NextEvent:
         """The next event in what was received so far, or NEED_DATA."""
         while self._input:
-            if self._skipping:
-                return self._skip()
             if self._input[0] not in b"$%":
                 if (event := self._take_single()) is not None:
                     return event
@@ -210,7 +208,7 @@ class Codec:
             # gdb starts anew where it gave up on a packet: what stands before the last '$' was abandoned.
             start = self._input.rfind(b"$", 1, end)
             if start > 0:
-                self._drop(start)
+                self._abandon(start)
                 end -= start
             event = self._take_packet(end)
             if event is not None:
@@ -252,36 +250,33 @@ class Codec:
             self._due += self._last_sent
         return event
 
-    def _unfinished(self, end: int) -> NextEvent:
-        size = len(self._input) if end < 0 else end
-        self._searched = size
-        if size <= self._limit + 1:
-            return NEED_DATA
-        self._drop(size)
-        self._skipping = True
-        return self._skip()
-
-    def _skip(self) -> NextEvent:
-        """Drop the rest of a packet that is too long; TooLong when its end has come."""
-        end = self._input.find(b"#", self._searched)
-        if end < 0:
-            self._drop(len(self._input))
-            return NEED_DATA
-        if len(self._input) < end + 3:
-            self._drop(end)
-            return NEED_DATA
-        self._drop(end + 3)
+    def _abandon(self, count: int) -> None:
+        """Drop what stands before the start of another packet."""
+        self._drop(count)
         self._skipping = False
-        if self.ack_mode:
-            self._due += b"+"
-        return TooLong(self._limit)
+
+    def _unfinished(self, end: int) -> NextEvent:
+        """Of a packet that is longer than the limit already, keep nothing but its first byte."""
+        size = len(self._input) if end < 0 else end
+        if self._skipping or size > self._limit + 1:
+            start = self._input.rfind(b"$", 1, size)
+            if start > 0:
+                self._abandon(start)
+                size -= start
+            self._skipping = self._skipping or size > self._limit + 1
+        if self._skipping:
+            del self._input[1:size]
+            size = 1
+        self._searched = size
+        return NEED_DATA
 
     def _take_packet(self, end: int) -> Event | None:
         """The packet from the first byte to the `#` at `end`; None for a damaged notification, which is just lost."""
         whole = bytes(self._input[: end + 3])
         self._drop(end + 3)
         notification = whole[0] == ord("%")
-        if end > self._limit + 1:
+        too_long, self._skipping = self._skipping or end > self._limit + 1, False
+        if too_long:
             self._due += b"+" if self.ack_mode and not notification else b""
             return TooLong(self._limit)
         event = _parse(whole, self._debugger) if end > _REMEMBERED else _remembered(whole, self._debugger)

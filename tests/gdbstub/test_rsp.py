@@ -234,3 +234,22 @@ def test_unfinished_input_is_bounded():
         assert codec.next_event() is NEED_DATA
         assert len(codec._input) <= 1501
     assert events(codec, b"#00$g#67") == [TooLong(1000), Packet(b"g")]
+
+
+@pytest.mark.parametrize("portion", [1, 4, 1000])
+@pytest.mark.parametrize(
+    ("data", "seen", "answer"),
+    [
+        (b"$%b$g#67", [Packet(b"g")], b"+"),
+        (b"%%%b$g#67", [Packet(b"g")], b"+"),
+        (b"$%b#0\x030", [Interrupt(), TooLong(100)], b"+"),
+        (b"%%%b#00$g#67", [TooLong(100), Packet(b"g")], b"+"),
+    ],
+    ids=["given up", "notification given up", "Ctrl-C in its checksum", "a notification"],
+)
+def test_what_is_too_long_is_read_as_what_is_not(portion: int, data: bytes, seen: list[Event], answer: bytes):
+    """Given up it counts for nothing, Ctrl-C is seen, and notifications are not acknowledged; in any portions."""
+    codec = Codec(limit=100)
+    whole = data % (b"a" * 200)
+    assert events(codec, *(whole[at : at + portion] for at in range(0, len(whole), portion))) == seen
+    assert codec.acknowledgements() == answer
