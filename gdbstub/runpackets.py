@@ -274,8 +274,12 @@ class RunPackets:
         return self._step(_behind_signal(rest))
 
     def _jump(self, address: bytes) -> None:
-        if address:
-            self._machine.registers.write(self._arch.pc, number(address))
+        if not address:
+            return
+        pc = number(address)
+        if pc >> 8 * self._arch.word_size:
+            raise PacketError(f"{pc:#x} is no address of an {self._arch.gdb_name}")
+        self._machine.registers.write(self._arch.pc, pc)
 
     @packet("vCont?", feature="vContSupported+", anytime=True)
     def _resume_actions(self, _rest: bytes) -> bytes:

@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from emu.arch import X86_64
+from emu.arch import I386, X86_64
 from emu.runner import open_runner
 from emu.stops import Budget, GuestExit, Step
 from gdbstub.actions import Send
@@ -462,3 +462,12 @@ def test_files_are_there_without_a_process():
         assert session.handle(payload) == Send((b"OK",))
     assert session.handle(b"vFile:open:" + b"/vmlinux".hex().encode() + b",0,0") == Send((b"F0",))
     assert session.handle(b"m10000,4") == Send((b"E01",))
+
+
+@pytest.mark.parametrize("packet", [b"c123456789", b"s123456789", b"C05;100000000"])
+def test_no_address_is_cut_to_fit_a_32_bit_machine(packet: bytes):
+    """It is refused, and the guest stands where it stood."""
+    machine = FakeMachine(I386)
+    session = Session(machine, I386)
+    assert session.handle(packet) == Send((b"E01",))
+    assert machine.pc == CODE
