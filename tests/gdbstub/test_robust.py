@@ -24,13 +24,13 @@ from emu.arch import X86_64
 from emu.boot import boot_embedded
 from emu.runner import open_runner
 from emu.stops import Interrupted
-from gdbstub.actions import Detach, Interrupt, Kill, Resume, Send
 from gdbstub.address import Tcp
 from gdbstub.monitor import Monitor
 from gdbstub.monitorservices import Services
 from gdbstub.rsp import frame
 from gdbstub.server import Server
 from gdbstub.session import Session
+from tests.support.carried import Carried
 from tests.support.fake_machine import CODE, FakeMachine
 from tests.support.rsp_client import RawClient
 
@@ -172,10 +172,7 @@ PACKETS = st.sampled_from(
 
 
 class States(RuleBasedStateMachine):
-    """Packets in any order against what must hold of a session whatever its state: see the invariants.
-
-    It is carried out as `server` does: a resume under way is ended by an interrupt, and by what ends it.
-    """
+    """Packets in any order against what must hold of a session whatever its state: see the invariants."""
 
     @initialize(words=st.sets(st.sampled_from(["swbreak+", "hwbreak+", "multiprocess+", "error-message+"])))
     def connect(self, words: set[str]) -> None:
@@ -188,52 +185,21 @@ class States(RuleBasedStateMachine):
 
         self.session = Session(self.machine, X86_64, monitor=Monitor(Services(self.machine)), restart=restart)
         self.session.handle(b"qSupported:" + ";".join(sorted(words)).encode())
-        self.resuming: Resume | None = None
-        self.notified = 0
+        self.carried = Carried(self.session)
 
     @rule(payload=PACKETS)
     def packet(self, payload: bytes) -> None:
-        session = self.session
-        if session.needs_target(payload):
-            if self.resuming is not None and not session.nonstop:
-                return
-            if self.resuming is not None and session.ends_run(payload):
-                self.resuming, session.running = None, False
-            if not session.attached:
-                session.open()
-        action = session.handle(payload)
-        match action:
-            case Resume():
-                assert self.resuming is None
-                self.resuming = action
-            case Detach():
-                session.close()
-            case Send(payloads):
-                assert all(isinstance(reply, bytes) for reply in payloads)
-                assert len(payloads) == 1 or payload in (b"k", b"R00")
-            case Interrupt() | Kill():
-                pass
+        self.carried.packet(payload)
 
     @rule()
     def stop(self) -> None:
-        """The guest's run ends: exactly one report of it, with the thread."""
-        if self.resuming is None:
-            return
         self.machine.request_stop()
-        stop = self.session.advance(self.resuming)
-        self.resuming = None
-        if self.session.nonstop:
-            report = self.session.notification(stop)
-            assert report is None or report.startswith(b"Stop:T")
-        else:
-            (reply,) = self.session.stopped(stop)
-            assert reply.startswith(b"T")
-            assert b"thread:" in reply
+        self.carried.end_run()
 
     @invariant()
     def a_run_is_known_to_both(self) -> None:
         if hasattr(self, "session"):
-            assert self.session.running == (self.resuming is not None)
+            self.carried.check()
 
     @invariant()
     def nothing_is_left_of_one_who_is_not_attached(self) -> None:
