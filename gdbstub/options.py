@@ -352,6 +352,8 @@ def parse(arguments: Sequence[str] | None = None) -> Command:
             file = None if given.file == "-" else Path(given.file)
             return Check(file, given.kernel, given.kind, given.sysroot, given.each, given.json)
         case "symbols":
+            if _names_package(given.glob) or "/" in given.glob:
+                given.parser.error(f"{given.glob!r} is a KERNEL: which symbols of it? Add a GLOB, '*' for all")
             return Symbols(given.glob, given.kernel)
         case "report":
             return Report(given.file, given.flame)
@@ -363,6 +365,10 @@ def parse(arguments: Sequence[str] | None = None) -> Command:
             return Demo()
 
 
+def _names_package(text: str | None) -> bool:
+    return text is not None and text.startswith("linux-image-") and not Path(text).exists()
+
+
 def _boot(given: argparse.Namespace) -> Boot:
     fresh = {
         "KERNEL": given.kernel,
@@ -371,6 +377,11 @@ def _boot(given: argparse.Namespace) -> Boot:
         "--memory": given.memory,
         "--add": given.add,
     }
+    if _names_package(given.kernel):
+        given.parser.error(
+            f"KERNEL is a file, amd64 or i386: `gdbstub fetch --package '{given.kernel}' --print` gets the files of a "
+            "package and says where they are"
+        )
     run = _run_options(given, fresh)
     return Boot(run, given.kernel or "amd64", given.initrd, given.append, given.memory, tuple(given.add))
 

@@ -22,6 +22,7 @@ from probes.spec import KernelScope, parse, split
 
 MAX_SPREAD: Final = 500
 _CODE: Final = "TtWw"
+_SETS: Final = re.compile(r"\[!?\]?[^]]*\]")  # as fnmatch reads them
 _GLOB_PLACE: Final = re.compile(r"([^%+]*[*?\[][^%+]*)(.*)")
 
 
@@ -45,13 +46,20 @@ def find_symbols(
     not have a probe there where `refusal` says so. At most `limit` of them, and a line that says how many more."""
     found = text.symbols.glob(pattern)
     if not found:
-        hint = did_you_mean(text, pattern.strip("*?"))
+        hint = _wrong_with(pattern) or did_you_mean(text, pattern.strip("*?"))
         return Matches(0, (f"no symbol matches {pattern!r}" + (f"; {hint}" if hint else ""),))
     shown = found if limit is None else found[:limit]
     lines = [_line(symbol, types, refusal) for symbol in shown]
     if len(found) > len(shown):
         lines.append(f"... and {len(found) - len(shown)} more")
     return Matches(len(found), tuple(lines))
+
+
+def _wrong_with(pattern: str) -> str:
+    """What keeps a pattern from matching anything, empty for one that is well made."""
+    if not pattern:
+        return "* matches all"
+    return "a [ has its ] behind it" if "[" in _SETS.sub("", pattern) else ""
 
 
 def functions(text: KernelText, pattern: str) -> Sequence[str]:

@@ -115,3 +115,9 @@ def test_symbols_have_prototypes_and_what_linux_says(capsys: pytest.CaptureFixtu
     assert "[Linux refuses: notrace]" in capsys.readouterr().out
     assert main(["symbols", KERNEL, "vfs_raed"]) == 1
     assert "did you mean vfs_read" in capsys.readouterr().err
+
+
+def test_a_pattern_that_matches_nothing_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    """An empty one, as a script's unset variable makes it."""
+    assert main(["symbols", KERNEL, ""]) == 1
+    assert capsys.readouterr().err.endswith("no symbol matches ''; * matches all\n")

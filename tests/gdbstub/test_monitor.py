@@ -210,6 +210,8 @@ def test_physical_memory_in_the_formats_of_qemu(monitor: Monitor, line: str, sho
         ("xp/4xw start+q", "'q' is no offset"),
         ("trace many", "'many' is no number"),
         ("symbols nosuch*", "no symbol matches"),
+        ("symbols start[", "a [ has its ] behind it"),
+        ("symbols start[x[]", "no symbol matches 'start[x[]'"),
         ("trace stream on", "this client cannot be sent lines"),
     ],
 )
