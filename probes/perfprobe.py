@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from probes.dwarf import Dwarf, Function, Place, Unavailable
+from probes.dwarf import BrokenDwarf, Dwarf, Function, Place, Unavailable
 from probes.errors import ProbeError
 from probes.lookup import did_you_mean
 from probes.scope import KernelText
@@ -65,10 +65,8 @@ def kernel_lines(text: KernelText, definition: str, image: bytes) -> list[str]:
     """
     try:
         return _kernel_lines(text, _parse(definition), image)
-    except ProbeError:
-        raise
-    except Exception as error:  # the boundary to pyelftools, which ends with whatever comes of a broken file
-        raise ProbeError(errno.EINVAL, f"the guest's DWARF cannot be read: {error!r}"[:200]) from error
+    except BrokenDwarf as error:
+        raise ProbeError(errno.EINVAL, str(error)) from error
 
 
 def _kernel_lines(text: KernelText, form: _Form, image: bytes) -> list[str]:
@@ -192,6 +190,8 @@ def _argument(form: _Form, dwarf: Dwarf, body: Function, pc: int, text: str) -> 
         raise ProbeError(errno.ENOENT, reason) from None
     except Unavailable as error:
         raise ProbeError(errno.ENOENT, f"{variable[1]} is not available at {pc:#x} because {error}") from error
+    except BrokenDwarf:
+        raise
     except ValueError as error:
         raise ProbeError(errno.EINVAL, f"{match['body']}: {error}") from error
 

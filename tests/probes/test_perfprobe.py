@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+import io
+import random
 import subprocess
 import tempfile
 from pathlib import Path
 
 import pytest
+from elftools.elf.elffile import ELFFile
 
 from emu import GuestMachine, load
 from probes import Manager
@@ -107,3 +110,22 @@ def test_broken_dwarf_is_no_worse_than_none(tmp_path: Path) -> None:
         assert kernel_lines(machine, "walk %di", image) == ["p:probe/walk walk %di"]
         with pytest.raises(ProbeError, match="lines and sources are not available because the guest's DWARF"):
             kernel_lines(machine, "walk:3", image)
+
+
+@pytest.mark.parametrize("build", ["-m64 -O1", "-m32 -O0"])
+def test_damaged_dwarf_is_refused_or_read(tmp_path: Path, build: str) -> None:
+    """Bytes of its sections changed at random: each definition becomes lines or a ProbeError, nothing else."""
+    machine, whole, chance = guest(tmp_path, build), program(build), random.Random(4)
+    sections = [section for section in ELFFile(io.BytesIO(whole)).iter_sections() if section.name.startswith(".debug")]
+    refused = 0
+    for _ in range(30):
+        image = bytearray(whole)
+        for _ in range(3):
+            section = chance.choice(sections)
+            image[section["sh_offset"] + chance.randrange(section["sh_size"])] = chance.randrange(256)
+        for definition in ("walk it->in.tag[2]:char limit", "walk:3 $vars", "walk%return limit", "g:t=twice v"):
+            try:
+                assert kernel_lines(machine, definition, bytes(image))
+            except ProbeError as error:
+                refused += "the guest's DWARF cannot be read" in error.reason
+    assert refused > 10
