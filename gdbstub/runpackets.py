@@ -250,7 +250,8 @@ class RunPackets:
         if self.running:
             raise PacketError("the mode cannot change while the guest runs")
         if rest == b"1" and self._thread_choice.shown is not None:
-            raise PacketError("tasks are not stopped one by one: `monitor threads cpus` for non-stop mode")
+            # gdb of any version shows this answer as it is, also one that cannot show the errors of other packets.
+            return b"E.tasks are not stopped one by one: `monitor threads cpus` for non-stop mode"
         self.nonstop = rest == b"1"
         self._untold.clear()
         return b"OK"
@@ -326,12 +327,6 @@ class RunPackets:
     @packet("vCtrlC")
     def _interrupt(self, _rest: bytes) -> Action:
         return Interrupt(b"OK") if self.running else Send((b"OK",))
-
-    def notification(self, stop: Stop) -> bytes | None:
-        """Non-stop mode: what tells of the end of a resume, None where the client must acknowledge another first."""
-        reply = self._ended(stop)
-        self._untold.append(reply)
-        return b"Stop:" + reply if len(self._untold) == 1 else None
 
     def _ended(self, stop: Stop) -> bytes:
         """The reply that tells of the end of a resume."""

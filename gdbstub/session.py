@@ -160,8 +160,22 @@ class Session(RunPackets, TargetPackets, BreakPackets, FilePackets, TracePackets
 
     def stopped(self, stop: Stop) -> tuple[bytes, ...]:
         """The payloads that tell of the end of a resume: console text where gdb has no word for it, then the reply."""
-        explanation = stops.explain(stop) + self._mode_changed()
+        explanation = self._explained(stop)
         return (*(self._console(explanation) if explanation else ()), self._ended(stop))
+
+    def notification(self, stop: Stop) -> bytes | None:
+        """Non-stop mode: what tells of the end of a resume, None where the client must acknowledge another first.
+
+        Console text would be taken for the answer to a packet that crosses it: it waits for the next monitor command.
+        """
+        if explanation := self._explained(stop):
+            self._print(explanation)
+        reply = self._ended(stop)
+        self._untold.append(reply)
+        return b"Stop:" + reply if len(self._untold) == 1 else None
+
+    def _explained(self, stop: Stop) -> str:
+        return stops.explain(stop) + self._mode_changed()
 
     def close(self) -> None:
         """Undo all that this debugger put into the machine, but for what it wanted to stay. Idempotent."""

@@ -85,4 +85,4 @@ class ThreadChoice:
             raise MachineError("this machine's tasks are not known")
         self._tasks.check()
         self.shown = self._tasks
-        return ["threads are tasks, from a debugger's next stop on"]
+        return ["threads are tasks, from a debugger's next stop on; lldb and gdb in non-stop mode keep the processor"]

@@ -12,7 +12,7 @@ import trio.testing
 
 from emu.arch import I386, X86_64
 from emu.runner import open_runner
-from emu.stops import Budget, GuestExit, Step
+from emu.stops import Budget, GuestExit, Panic, Step
 from gdbstub.actions import Send
 from gdbstub.files import FileTree
 from gdbstub.monitor import Monitor
@@ -462,6 +462,22 @@ def test_files_are_there_without_a_process():
         assert session.handle(payload) == Send((b"OK",))
     assert session.handle(b"vFile:open:" + b"/vmlinux".hex().encode() + b",0,0") == Send((b"F0",))
     assert session.handle(b"m10000,4") == Send((b"E01",))
+
+
+def test_in_nonstop_a_stop_is_explained_with_the_next_monitor_command():
+    """No console text may come before: it would be taken for an answer. It is said once."""
+    machine = FakeMachine(X86_64)
+    session = Session(machine, X86_64, monitor=Monitor(Services(machine)))
+    session.open()
+    session.handle(b"QNonStop:1")
+    session.handle(b"vCont;c")
+    assert session.notification(Panic(CODE, "no init")) is not None
+    command = b"qRcmd," + b"help quit".hex().encode()
+    first, second = session.handle(command), session.handle(command)
+    assert isinstance(first, Send)
+    assert isinstance(second, Send)
+    assert bytes.fromhex(first.payloads[0][1:].decode()) == b"The guest kernel panics: no init\n"
+    assert first.payloads[1:] == second.payloads
 
 
 @pytest.mark.parametrize("packet", [b"c123456789", b"s123456789", b"C05;100000000"])

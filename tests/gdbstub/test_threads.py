@@ -161,7 +161,11 @@ def test_choice_is_seen_at_the_next_stop(session: Session, tasks: FakeTasks) -> 
 def test_non_stop_and_tasks_exclude_each_other(session: Session) -> None:
     """Asked for the one while the other is chosen it is refused; who has it already keeps the processor."""
     assert b"monitor threads cpus" in ask(session, b"QNonStop:1")
+    ask(session, b"qSupported:multiprocess+")
+    assert b"monitor threads cpus" in ask(session, b"QNonStop:1"), "gdb 13, which has no error-message, shows it too"
     ask(session, b"qRcmd," + b"threads cpus".hex().encode())
     assert ask(session, b"QNonStop:1") == b"OK"
-    ask(session, b"qRcmd," + b"threads tasks".hex().encode())
+    said = session.handle(b"qRcmd," + b"threads tasks".hex().encode())
+    assert isinstance(said, Send)
+    assert "gdb in non-stop mode keep the processor" in bytes.fromhex(said.payloads[0][1:].decode()).decode()
     assert b"thread:p1.1;" in ask(session, b"?")
