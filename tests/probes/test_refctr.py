@@ -10,6 +10,8 @@ from elftools.elf.elffile import ELFFile
 
 from emu.boot import GuestMachine
 from probes import Manager, ProbeError, Regs, Uprobe
+from probes.planting import UserArm
+from tests.support.disks import with_disk
 from tests.support.kernels import another, run_shell
 from tests.support.programs import bring, build
 
@@ -36,16 +38,16 @@ def prepared(kernel: str, made: tuple[str, ...]) -> tuple[GuestMachine, Manager,
 
 
 @pytest.mark.parametrize(
-    ("kernel", "made"),
-    [("amd64", USDT), ("amd64", USDT32), ("6.12", USDT), ("i386", USDT32)],
+    ("kernel", "made", "arm"),
+    [("amd64", USDT, "hook"), ("amd64", USDT32, "int3"), ("6.12", USDT, "int3"), ("i386", USDT32, "hook")],
     ids=["amd64", "32 bits on amd64", "6.12", "i386"],
 )
-def test_program_sees_what_the_kernels_uprobes_show_it(kernel: str, made: tuple[str, ...]) -> None:
+def test_program_sees_what_the_kernels_uprobes_show_it(kernel: str, made: tuple[str, ...], arm: UserArm) -> None:
     """A process that looks before, while and after; its children; its own store in between. By the kernel, then us."""
     machine, manager, probe, counter = prepared(kernel, made)
     run_shell(machine, "mount -t tracefs none /sys/kernel/tracing; mkfifo /tmp/lines")
     run_shell(machine, f"echo 'p {PATH}:{probe:#x}({counter:#x})' > /sys/kernel/tracing/uprobe_events")
-    ours = Uprobe(PATH, probe, ref_ctr_offset=counter, disabled=True)
+    ours = Uprobe(PATH, probe, ref_ctr_offset=counter, disabled=True, arm=arm)
 
     def told(on: str | None) -> str:
         """What a program tells; `on` is the shell's way to switch the probe, None means ours."""
@@ -88,6 +90,26 @@ def test_both_are_counted_and_each_new_process_begins_with_them() -> None:
     assert f"    counter at offset {counter:#x} held up in 0 processes" in manager.info("first")
     manager.delete("all")
     assert run_shell(machine, f"status; echo 0 > {EVENTS}; status").split() == ["19", "0"]
+
+
+@pytest.mark.parametrize("kernel", ["6.12"])
+def test_counter_and_int3_of_a_file_on_a_disk(kernel: str) -> None:
+    """By `aops`: each process has the counter up from its start, whether the int3's page was in memory or is read."""
+    machine = with_disk(kernel)
+    manager = Manager(machine)
+    program = build(*USDT)
+    bring(machine, manager.linux, {"/mnt/usdt": program})
+    run_shell(machine, "sync; echo 1 > /proc/sys/vm/drop_caches; dmesg -n 1; status() { /mnt/usdt; echo $?; }")
+    probe, counter = offset_of(program, "probe"), offset_of(program, "semaphore")
+    manager.add("uprobe", f"p:counted /mnt/usdt:{probe:#x}({counter:#x}) number=%di", {"arm": "aops"})
+    assert run_shell(machine, "status; status; echo 1 > /proc/sys/vm/drop_caches; status").split() == ["19"] * 3
+    assert len(machine.planted.guest_bytes()) == 1
+    assert [record.arguments[0][2] for record in manager.trace.last()] == [0, 1, 2] * 3
+    manager.disable("counted")
+    assert run_shell(machine, "status") == "0"
+    manager.delete("all")
+    assert run_shell(machine, "status") == "0"
+    assert (machine.planted.guest_bytes(), machine.traps.before_entry, machine.breaks.client) == ({}, None, None)
 
 
 def test_snapshot_has_the_programs_own_value() -> None:
