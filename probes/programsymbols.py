@@ -8,6 +8,7 @@ hash table as in glibc 2.36, elf/dl-lookup.c.
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Callable, Iterator
 from typing import Final
@@ -38,8 +39,9 @@ def functions(read: Reader) -> dict[str, int]:
         return {}
 
 
-def identity(read: Reader) -> tuple[bytes, bytes] | None:
-    """What a program and its copies have in common, stripped or not: program headers and notes, where its build-id is.
+def identity(read: Reader) -> bytes | None:
+    """A digest of what a program and its copies have in common, stripped or not: program headers and notes, where its
+    build-id is.
 
     None where that cannot be read, or it is no ELF program.
     """
@@ -83,9 +85,9 @@ class _Program:
                 self._notes.append((offset, size))
 
     @property
-    def identity(self) -> tuple[bytes, bytes] | None:
-        notes = b"".join(self._exactly(offset, min(size, _MAX_NOTE)) for offset, size in self._notes)
-        return (self._table, notes) if self._class else None
+    def identity(self) -> bytes | None:
+        notes = [self._exactly(offset, min(size, _MAX_NOTE)) for offset, size in self._notes]
+        return hashlib.sha256(b"".join((self._table, *notes))).digest() if self._class else None
 
     def functions(self) -> dict[str, int]:
         found: dict[str, int] = {}

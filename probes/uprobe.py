@@ -11,11 +11,8 @@ A path that leads nowhere yet, or to another file later, is looked up again at e
 
 from __future__ import annotations
 
-import difflib
 import errno
-from collections import Counter
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias, assert_never
 
@@ -25,6 +22,7 @@ from emu.stops import Stop
 from probes.arch import ProbeArch
 from probes.blame import ask
 from probes.errors import ProbeError
+from probes.filesymbols import FileSymbols
 from probes.planting import PLANTED, Planting, UserArm
 from probes.programs import (
     Copies,
@@ -36,20 +34,18 @@ from probes.programs import (
     Mapped,
     ProgramFile,
     Programs,
-    Region,
     Unmapped,
     absent_text,
 )
-from probes.programsymbols import functions, identity
 from probes.refctr import SIZE, RefCounters
 from probes.regs import Regs
+from probes.sites import Sites
 from probes.uretprobe import LEAVING, End, Ends, UserReturn, UserReturns
 
 Handler: TypeAlias = Callable[["Uprobe", Regs], object]
 RetHandler: TypeAlias = Callable[[UserReturn, Regs], object]
 Filter: TypeAlias = Callable[["Uprobe", Regs], object]
 
-_PIECE: Final = 4096  # read at a time of a string in a file
 _SHOWN: Final = 8  # addresses in a listing
 _REP: Final = frozenset((0xF2, 0xF3))
 _HEAD: Final = 5  # bytes of a program's file, of which the last says how wide its code is (gABI 4.1, EI_CLASS)
@@ -145,18 +141,15 @@ class Uprobes:
         self.planting = planting
         self._arch = arch
         self._programs = programs
-        self._copies: Copies = copies or (lambda path: nullcontext())
+        self._symbols = FileSymbols(copies)
         self._probes: list[Uprobe] = []
         self._files: dict[FileId, dict[int, Place]] = {}
-        self._sites: dict[int, dict[int, Place]] = {}  # address space -> address -> what is there
-        self._users: Counter[int] = Counter()  # address -> in how many spaces it is a site or a watched return
-        self._symbols: dict[FileId, dict[str, int]] = {}
-        self._copied: dict[FileId, dict[str, int]] = {}  # ... of copies
+        self._sites: Sites[Place] = Sites(machine, planting.left)
         self._following = False  # some probe wants returns
         self._unread: dict[int, set[FileId]] = {}  # address space -> its files whose symbols were not in memory
         self._unwatch: Callable[[], None] | None = None
-        self._returns = UserReturns(machine, programs, self._use, self._unuse)
-        self._counters = RefCounters(machine, programs, self._use, self._unuse, self._stop_unused)
+        self._returns = UserReturns(machine, programs, self._sites.use, self._sites.unuse)
+        self._counters = RefCounters(machine, programs, self._sites.use, self._sites.unuse, self._stop_unused)
 
     # ------------------------------------------------------------------------------------------------ registration
 
@@ -176,7 +169,7 @@ class Uprobes:
         file = self._programs.open(probe.path)
         offset = None if file is None else self._offset(probe, file, strict=True)
         if file is not None and offset is None:
-            self._check_absence(probe, file)
+            self._symbols.check_absence(probe.path, probe.symbol or "", file)
             file = None
         elif file is not None and not self._fits(probe, self._files.get(file.id, {}).get(offset or 0)):
             raise ProbeError(errno.EINVAL, "a probe there has another reference counter")
@@ -239,15 +232,13 @@ class Uprobes:
 
     def info(self, probe: Uprobe) -> list[str]:
         """Where it stands now and what became of what it follows."""
-        names: dict[str, int] = {}
         file = self._programs.open(probe.path)
         if file is not None:
             self._look_at_instruction(probe, file)
-            names = {**self._names(file), **self._copied_names(probe.path, file, strict=False)}
         armed, lines = self.addresses(probe), []
         for place in probe.places:
-            here = [name for name, at in names.items() if at == place.offset and file and file.id == place.file]
-            called = f", {here[0]}," if here else ""
+            name = self._symbols.name(probe.path, file, place.offset) if file and file.id == place.file else None
+            called = "" if name is None else f", {name},"
             lines.append(f"offset {place.offset:#x}{called} of device {place.file.device:#x} inode {place.file.inode}")
         shown = ", ".join(f"{address:#x} in space {space:#x}" for space, address in armed[:_SHOWN])
         more = f" and {len(armed) - _SHOWN} more" if len(armed) > _SHOWN else ""
@@ -260,12 +251,7 @@ class Uprobes:
 
     def addresses(self, probe: Uprobe) -> list[tuple[int, int]]:
         """(address space, address) of every mapping it is armed in."""
-        return [
-            (space, address)
-            for space, sites in self._sites.items()
-            for address, place in sites.items()
-            if place in probe.places
-        ]
+        return [site for place in probe.places for site in self._sites.of(place)]
 
     def after_restore(self) -> None:
         """The machine has gone to another moment: other processes, other mappings, nothing under way."""
@@ -273,8 +259,8 @@ class Uprobes:
         self._counters.forget()
         self._unread.clear()
         self.planting.restored()
-        for space in list(self._sites):
-            self._end(space)
+        for space in self._sites.spaces():
+            self._sites.end(space)
         for mapped in self._programs.mapped():
             self._mapped(mapped)
         for probe in self._probes:
@@ -303,7 +289,6 @@ class Uprobes:
         self._returns.forget()
         self._machine.breaks.client = None
         self._symbols.clear()
-        self._copied.clear()
 
     # ------------------------------------------------------------------------------------------- files and mappings
 
@@ -311,50 +296,15 @@ class Uprobes:
         """Of the probe in that file; None where its symbol is not to be found now. `strict`: ProbeError if never."""
         offset = probe.offset
         if probe.symbol is not None:
-            names = self._names(file)
-            if probe.symbol not in names:
-                names = self._copied_names(probe.path, file, strict)
-            if probe.symbol not in names:
+            base = self._symbols.offset(probe.path, probe.symbol, file, strict=strict)
+            if base is None:
                 return None
-            offset += names[probe.symbol]
+            offset += base
         if offset >= file.size:
             if strict:
                 raise ProbeError(errno.EINVAL, f"{probe.path} has {file.size:#x} bytes, so none at {offset:#x}")
             return None
         return offset
-
-    def _check_absence(self, probe: Uprobe, file: ProgramFile) -> None:
-        """ProbeError ENOENT where all symbols were seen: the whole file is in memory, or a copy is here."""
-        copied = self._copied.get(file.id, {})
-        try:
-            if not copied:
-                file.read(0, file.size)
-        except MemoryFault:
-            return
-        near = difflib.get_close_matches(probe.symbol or "", {**self._names(file), **copied}, n=3)
-        hint = f"did you mean {', '.join(near)}?" if near else None
-        raise ProbeError(errno.ENOENT, f"{probe.path} has no function {probe.symbol}", hint=hint)
-
-    def _names(self, file: ProgramFile) -> dict[str, int]:
-        known = self._symbols.get(file.id)
-        if not known:  # what could not be read then may be there now
-            known = self._symbols[file.id] = functions(file.read)
-        return known
-
-    def _copied_names(self, path: str, file: ProgramFile, strict: bool) -> dict[str, int]:
-        """From the copy of it, if one is here. `strict`: ProbeError where that is of another program."""
-        known = self._copied.get(file.id)
-        if known is None:
-            with self._copies(path) as copy:
-                if copy is None:
-                    return {}
-                own = identity(file.read)
-                if own is not None and own != identity(copy.read):
-                    if strict:
-                        raise ProbeError(errno.EINVAL, f"the copy of {path} is of another program: its headers differ")
-                    return {}
-                known = self._copied[file.id] = functions(copy.read)
-        return known
 
     def _attach(self, probe: Uprobe, file: ProgramFile) -> None:
         """Put a probe on a file, unless it is on it."""
@@ -424,13 +374,13 @@ class Uprobes:
             places[offset] = Place(file, offset)
             for mapped in self._programs.mapped():
                 if mapped.region.file == file:
-                    self._enter(mapped.region, places[offset])
+                    self._sites.enter(mapped.region, places[offset])
         return places[offset]
 
     def _find_leaving(self, mapped: Mapped) -> None:
         """Watch the functions of a file by which frames are left without a return."""
         file = mapped.content
-        names = self._symbols[file.id] if file.id in self._symbols else self._names(file)
+        names = self._symbols.names(file, again=False)
         if not names:
             self._unread.setdefault(mapped.region.space, set()).add(file.id)
         for name, end in LEAVING.items():
@@ -443,7 +393,7 @@ class Uprobes:
         for mapped in self._programs.mapped(space):
             if mapped.region.file in unread:
                 unread.discard(mapped.region.file)
-                self._names(mapped.content)
+                self._symbols.names(mapped.content)
                 self._find_leaving(mapped)
         self._unread.pop(space, None)  # what is still not there: programs that have no symbols, or never read them
 
@@ -462,45 +412,7 @@ class Uprobes:
         del places[place.offset]
         if not places:
             del self._files[place.file]
-        for space, sites in list(self._sites.items()):
-            for address in [address for address, known in sites.items() if known is place]:
-                self._leave(space, address)
-
-    def _enter(self, region: Region, place: Place) -> None:
-        address = region.address(place.offset)
-        if address is None:
-            return
-        sites = self._sites.setdefault(region.space, {})
-        if address in sites:
-            self._leave(region.space, address)  # another file was there, whose end nobody told
-            sites = self._sites.setdefault(region.space, {})
-        sites[address] = place
-        self._use(address)
-
-    def _leave(self, space: int, address: int) -> None:
-        sites = self._sites[space]
-        self.planting.left(sites.pop(address), space, address)
-        if not sites:
-            del self._sites[space]
-        self._unuse(address)
-
-    def _end(self, space: int) -> None:
-        for address in list(self._sites.get(space, ())):
-            self._leave(space, address)
-
-    def _use(self, address: int, fresh: bool = True) -> None:
-        """One more space in which the address is a break. `fresh`: nothing there can have run in it."""
-        self._users[address] += 1
-        if self._users[address] == 1:
-            self._machine.breaks.arm(address, fresh=fresh)
-        elif not fresh:
-            self._machine.breaks.refresh(address)
-
-    def _unuse(self, address: int) -> None:
-        self._users[address] -= 1
-        if not self._users[address]:
-            del self._users[address]
-            self._machine.breaks.disarm(address)
+        self._sites.drop(place)
 
     def _tell(self, event: Event) -> None:
         """From `Programs`, as it happens."""
@@ -508,19 +420,15 @@ class Uprobes:
             case Mapped():
                 self._mapped(event)
             case Unmapped(space, start, end):
-                for address in [at for at in self._sites.get(space, ()) if start <= at < end]:
-                    self._leave(space, address)
+                self._sites.leave_range(space, start, end)
                 self._returns.unmapped(space, start, end)
                 self._counters.unmapped(space, start, end)
             case Forked(parent, child):
-                self._end(child)
-                for address, place in self._sites.get(parent, {}).items():
-                    self._sites.setdefault(child, {})[address] = place
-                    self._use(address)
+                self._sites.fork(parent, child)
                 self._returns.forked(parent, child)
                 self._counters.forked(parent, child)
             case Ended(space):
-                self._end(space)
+                self._sites.end(space)
                 self._unread.pop(space, None)
                 self._returns.ended(space)
                 self._counters.ended(space)
@@ -540,14 +448,14 @@ class Uprobes:
             self._find_leaving(mapped)
         for place in self._files.get(region.file, {}).values():
             self._plant_again(place, mapped.content)
-            self._enter(region, place)
+            self._sites.enter(region, place)
         self._counters.mapped(region)
 
     # --------------------------------------------------------------------------------------------- the BreakClient
 
     def stands(self, vaddr: int) -> bool:
         space = self._programs.space(self._machine.cpu)
-        place = self._sites.get(space, {}).get(vaddr)
+        place = self._sites.at(space, vaddr)
         if place is not None and place.arm in PLANTED and self.planting.covers(place, vaddr):
             return False
         armed = place is not None and place.armed
@@ -579,7 +487,7 @@ class Uprobes:
 
     def _standing(self, space: int, vaddr: int) -> Place | None:
         """The place that the running program has at an address, or that an int3 there is of."""
-        place = self._sites.get(space, {}).get(vaddr)
+        place = self._sites.at(space, vaddr)
         planted = self.planting.at(vaddr)
         if planted is not None:
             assert isinstance(planted, Place)
