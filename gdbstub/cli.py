@@ -164,7 +164,7 @@ def _shell(machine: GuestMachine) -> int:
         linux = linux_of(machine)
         start = min(section.address for section in guest.sections)
         end = max(section.address + section.size for section in guest.sections)
-        interact(linux, image, range(start, end))
+        interact(linux, machine.registers, image, range(start, end))
     except ProbeError as error:
         raise UsageError(error.reason) from error
     return SUCCESS

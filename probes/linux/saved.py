@@ -1,4 +1,4 @@
-"""Registers of tasks that do not run: what they entered the kernel with, and what they left the processor with.
+"""Registers of tasks: what they entered the kernel with, what they left the processor with, and the running one's.
 
 Rules: the machine's thread; asks inside a question of the caller's (`Linux.asking`). Sources: struct pt_regs
 (arch/x86/include/asm/ptrace.h) at the top of a task's kernel stack, struct inactive_task_frame (asm/switch_to.h) where
@@ -11,6 +11,7 @@ from typing import Final
 
 from drgn import Object, sizeof
 
+from emu.iface import Registers
 from probes.linux.system import Linux
 
 _STACK_SIZE: Final = {8: 16 << 10, 4: 8 << 10}  # THREAD_SIZE, asm/page_64_types.h and page_32_types.h, without KASAN
@@ -21,6 +22,11 @@ _USER: Final = 3
 _KEPT: Final = {
     8: {"bp": "rbp", "bx": "rbx", **{name: name for name in ("r12", "r13", "r14", "r15")}, "ret_addr": "rip"},
     4: {"bp": "ebp", "bx": "ebx", "si": "esi", "di": "edi", "flags": "eflags", "ret_addr": "eip"},
+}
+# pt_regs without orig_ax, which is no register
+_ALL: Final = {
+    8: "r15 r14 r13 r12 bp bx r11 r10 r9 r8 ax cx dx si di ip cs flags sp ss",
+    4: "bx cx dx si di bp ax ds es fs gs ip cs flags sp ss",
 }
 _STACK_POINTER: Final = {8: "rsp", 4: "esp"}
 
@@ -46,3 +52,21 @@ def switched_registers(linux: Linux, task: Object) -> dict[str, int]:
     frame = linux.object("struct inactive_task_frame *", at)
     found = {name: int(frame.member_(member).value_()) for member, name in _KEPT[word].items()}
     return found | {_STACK_POINTER[word]: at + sizeof(frame.type_.type)}
+
+
+def running_registers(linux: Linux, registers: Registers) -> Object:
+    """`struct pt_regs` of the processor as it is now: what drgn's `stack_trace` takes for the running task."""
+    layout, word = linux.program.type("struct pt_regs"), linux.kernel.btf.pointer_size
+    data = bytearray(sizeof(layout))
+    for name in _ALL[word].split():
+        member = layout.member(name)  # 6.12 has some in unions
+        at, size = member.bit_offset // 8, sizeof(member.type)
+        data[at : at + size] = registers.read(_gdb_name(name, word)).to_bytes(word, "little")[:size]
+    return Object.from_bytes_(linux.program, layout, bytes(data))
+
+
+def _gdb_name(member: str, word: int) -> str:
+    """Of a member of pt_regs."""
+    if member == "flags":
+        return "eflags"
+    return member if member[1:] == "s" or member[1:].isdigit() else f"{'r' if word == 8 else 'e'}{member}"

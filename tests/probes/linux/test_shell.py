@@ -20,21 +20,25 @@ def drgn_shell(snapshot: Path, typed: str) -> subprocess.CompletedProcess[str]:
 def test_shell_has_the_kernel_and_drgns_helpers(tmp_path: Path) -> None:
     """On i386, whose types are a profile's: a variable, a helper of drgn's, and a question of ours."""
     at_prompt("i386").save(tmp_path / "snapshot")
-    typed = "print(prog['init_task'].comm.string_())\nprint(find_task(1).comm)\nprint(linux.current().comm)\n"
+    typed = (
+        "print(prog['init_task'].comm.string_())\nprint(find_task(1).comm)\nprint(linux.current().comm, hex(regs.cs))\n"
+    )
     done = drgn_shell(tmp_path / "snapshot", typed)
     assert done.returncode == 0, done.stderr
     assert "b'swapper/0'" in done.stdout
     assert '(char [16])"init"' in done.stdout
-    assert '(char [16])"sh"' in done.stdout
+    assert '(char [16])"sh" 0x60' in done.stdout  # __KERNEL_CS
 
 
 @pytest.mark.parametrize(("kernel", "shown"), [("amd64", "do_wait"), ("6.12", "do_wait"), ("i386", "not supported")])
 def test_stacks_are_whole_or_refused(tmp_path: Path, kernel: str, shown: str) -> None:
-    """init waits for its child; without unwind tables drgn would show two frames and words of the stack."""
+    """init waits for its child; without unwind tables drgn would show two frames and words of the stack. The shell is
+    about to print its prompt, and runs."""
     at_prompt(kernel).save(tmp_path / "snapshot")
-    done = drgn_shell(tmp_path / "snapshot", "print(prog.stack_trace(1))\n")
+    done = drgn_shell(tmp_path / "snapshot", "print(prog.stack_trace(1))\nprint(prog.stack_trace(regs))\n")
     assert shown in done.stdout + done.stderr
-    assert ("do_syscall_64" in done.stdout) == (kernel != "i386")
+    assert done.stdout.count("do_syscall_64") == (0 if kernel == "i386" else 2)
+    assert ("vfs_write" in done.stdout) == (kernel != "i386")
 
 
 def test_a_snapshot_of_no_linux_is_refused_in_one_line(tmp_path: Path) -> None:
