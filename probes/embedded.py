@@ -37,6 +37,10 @@ class EmbeddedFile:
         return FileId(0, self.guest.field(self.address, "INODE", "ino"))
 
     @property
+    def regular(self) -> bool:
+        return True
+
+    @property
     def size(self) -> int:
         return self.guest.field(self.mapping, "MAPPING", "size") * _PAGE
 

@@ -54,6 +54,10 @@ class FileSymbols:
         names = {**self.names(file), **self._copied(path, file)}
         return next((name for name, at in names.items() if at == offset), None)
 
+    def program(self, file: ProgramFile) -> bytes | None:
+        """What tells the program that the file holds now from others; None where that is not in memory."""
+        return identity(file.read)
+
     def check_absence(self, path: str, name: str, file: ProgramFile) -> None:
         """ProbeError ENOENT where all symbols were seen: the whole file is in memory, or a copy is here."""
         copied = self._copied(path, file)

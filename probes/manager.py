@@ -308,7 +308,7 @@ class Manager:
         return [spec.listing(), *(f"note: {note}" for note in made.notes)]
 
     def _add_uprobe(self, definition: str, options: Options) -> list[str]:
-        spec = parse_uprobe(definition, ProgramScope(self._arch.convention), symbols=True)
+        spec = parse_uprobe(definition, ProgramScope(self._arch.convention, self.uprobes.open), symbols=True)
         event = self._event_for(spec)
         armed = event.trace.armed if event.parts else not options.get("disabled")
         try:

@@ -146,6 +146,8 @@ class Planting:
     def _let_go(self, known: _File) -> None:
         del self._files[known.file.id]
         self._undo(known)
+        if not self._files:
+            self._exempt.clear()
 
     @staticmethod
     def _undo(known: _File) -> None:

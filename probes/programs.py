@@ -58,6 +58,11 @@ class ProgramFile(Protocol):
     def id(self) -> FileId: ...
 
     @property
+    def regular(self) -> bool:
+        """It has contents to be mapped: no directory, device or pipe."""
+        ...
+
+    @property
     def size(self) -> int:
         """Bytes."""
         ...

@@ -24,16 +24,20 @@ Place = TypeVar("Place", bound=Located)
 
 
 class Sites(Generic[Place]):
-    """`left(place, space, address)` is called before a mapping of a place is forgotten."""
+    """`left(place, space, address)` is called when a mapping of a place has been forgotten."""
 
     def __init__(self, machine: Machine, left: Callable[[Place, int, int], None]) -> None:
         self._machine = machine
         self._left = left
         self._spaces: dict[int, dict[int, Place]] = {}  # address space -> address -> what is there
+        self._mappings: Counter[Place] = Counter()
         self._users: Counter[int] = Counter()  # address -> who wants a break there, in how many spaces
 
     def at(self, space: int, address: int) -> Place | None:
         return self._spaces.get(space, {}).get(address)
+
+    def is_mapped(self, place: Place) -> bool:
+        return place in self._mappings
 
     def of(self, place: Place) -> Iterator[tuple[int, int]]:
         """(address space, address) of every mapping."""
@@ -45,20 +49,24 @@ class Sites(Generic[Place]):
         return list(self._spaces)
 
     def enter(self, region: Region, place: Place) -> None:
-        """A mapping is there; nothing happens where it leaves the place out."""
+        """A mapping is there; nothing happens where it leaves the place out, or was told before."""
         address = region.address(place.offset)
-        if address is None:
+        known = None if address is None else self.at(region.space, address)
+        if address is None or known is place:
             return
-        if self.at(region.space, address) is not None:
+        if known is not None:
             self.leave(region.space, address)  # another file was there, whose end nobody told
-        self._spaces.setdefault(region.space, {})[address] = place
-        self.use(address)
+        self._put(region.space, address, place)
 
     def leave(self, space: int, address: int) -> None:
         sites = self._spaces[space]
-        self._left(sites.pop(address), space, address)
+        place = sites.pop(address)
         if not sites:
             del self._spaces[space]
+        self._mappings[place] -= 1
+        if not self._mappings[place]:
+            del self._mappings[place]
+        self._left(place, space, address)
         self.unuse(address)
 
     def leave_range(self, space: int, start: int, end: int) -> None:
@@ -74,12 +82,16 @@ class Sites(Generic[Place]):
         """The child has what the parent has."""
         self.end(child)
         for address, place in self._spaces.get(parent, {}).items():
-            self._spaces.setdefault(child, {})[address] = place
-            self.use(address)
+            self._put(child, address, place)
 
     def end(self, space: int) -> None:
         for address in list(self._spaces.get(space, ())):
             self.leave(space, address)
+
+    def _put(self, space: int, address: int, place: Place) -> None:
+        self._spaces.setdefault(space, {})[address] = place
+        self._mappings[place] += 1
+        self.use(address)
 
     def use(self, address: int, fresh: bool = True) -> None:
         """One more space in which the address is a break. `fresh`: nothing there can have run in it."""

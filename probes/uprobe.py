@@ -64,8 +64,8 @@ class Uprobe:
     translated code ("auto", "hook"), by int3s in pages ("int3"), or in pages of the page cache as they are read
     ("aops"); see `planting`.
 
-    After registration `hits` counts, `ends` says what became of the calls that are followed, and `notes` tell what a
-    user should know, as that nothing is known of the file yet.
+    After registration `hits` counts, `place` is where the last hit was, `ends` says what became of the calls that are
+    followed, and `notes` tell what a user should know, as that nothing is known of the file yet.
     """
 
     def __init__(
@@ -94,6 +94,7 @@ class Uprobe:
         self.hits = 0
         self.ends = Ends()
         self.places: list[Place] = []  # where it stands; more than one only where the path has led to several files
+        self.place: Place | None = None  # ... of them that of the last hit, also for its handler and filter
         self.trouble: str | None = None  # why a file that has come later is not armed as was asked
         self.undefined = False  # the instruction is known, and the guest's processor has none like it
 
@@ -112,10 +113,14 @@ class Uprobe:
 
 @dataclass(slots=True, eq=False)
 class Place:
-    """A probed byte of a file and its probes, newest first."""
+    """A probed byte of a file and its probes, newest first.
+
+    `program` is what the file was when this was made, see `FileSymbols.program`.
+    """
 
     file: FileId
     offset: int
+    program: bytes | None = None
     probes: list[Uprobe] = field(default_factory=list)
     reference: int = 0  # offset of the counter that is held up for it; 0: none
     arm: UserArm = "auto"
@@ -144,7 +149,7 @@ class Uprobes:
         self._symbols = FileSymbols(copies)
         self._probes: list[Uprobe] = []
         self._files: dict[FileId, dict[int, Place]] = {}
-        self._sites: Sites[Place] = Sites(machine, planting.left)
+        self._sites: Sites[Place] = Sites(machine, self._left)
         self._following = False  # some probe wants returns
         self._unread: dict[int, set[FileId]] = {}  # address space -> its files whose symbols were not in memory
         self._unwatch: Callable[[], None] | None = None
@@ -167,6 +172,8 @@ class Uprobes:
         if probe.ref_ctr_offset % SIZE:
             raise ProbeError(errno.EINVAL, f"a reference counter is at a multiple of {SIZE}")
         file = self._programs.open(probe.path)
+        if file is not None and not file.regular:
+            raise ProbeError(errno.EINVAL, f"{probe.path} is no regular file: it has no code")
         offset = None if file is None else self._offset(probe, file, strict=True)
         if file is not None and offset is None:
             self._symbols.check_absence(probe.path, probe.symbol or "", file)
@@ -240,6 +247,8 @@ class Uprobes:
             name = self._symbols.name(probe.path, file, place.offset) if file and file.id == place.file else None
             called = "" if name is None else f", {name},"
             lines.append(f"offset {place.offset:#x}{called} of device {place.file.device:#x} inode {place.file.inode}")
+            if file is not None and file.id == place.file:
+                lines += self._changes(probe, place, file)
         shown = ", ".join(f"{address:#x} in space {space:#x}" for space, address in armed[:_SHOWN])
         more = f" and {len(armed) - _SHOWN} more" if len(armed) > _SHOWN else ""
         lines.append(f"in translated code at {shown}{more}" if armed else "mapped nowhere")
@@ -248,6 +257,17 @@ class Uprobes:
         if probe.ret_handler is not None:
             lines.append(f"by shadow: {probe.ends}")
         return lines + [f"note: {note}" for note in probe.notes]
+
+    def _changes(self, probe: Uprobe, place: Place, file: ProgramFile) -> list[str]:
+        """Where another program has been written into the file: the probe stays at its offset, as on Linux."""
+        now = self._symbols.program(file)
+        if None in (now, place.program) or now == place.program:
+            return []
+        offset = self._offset(probe, file) if probe.symbol is not None else None
+        moved = "" if offset in (None, place.offset) else f"; {probe.symbol} is at offset {offset:#x} now"
+        return [
+            f"note: another program has been written into {probe.path} since{moved}: remove the probe and add it again"
+        ]
 
     def addresses(self, probe: Uprobe) -> list[tuple[int, int]]:
         """(address space, address) of every mapping it is armed in."""
@@ -310,10 +330,10 @@ class Uprobes:
         """Put a probe on a file, unless it is on it."""
         if any(place.file == file.id for place in probe.places):
             return
-        offset = self._offset(probe, file)
+        offset = self._offset(probe, file) if file.regular else None
         if offset is None:
             return
-        place = self._place(file.id, offset)
+        place = self._place(file, offset)
         if not self._fits(probe, place):
             return
         if probe.arm in PLANTED and place.arm not in (probe.arm, "auto"):
@@ -367,13 +387,13 @@ class Uprobes:
             return
         probe.undefined = insn.encoding in (Encoding.VEX, Encoding.EVEX, Encoding.XOP)
 
-    def _place(self, file: FileId, offset: int) -> Place:
+    def _place(self, file: ProgramFile, offset: int) -> Place:
         """The one there, or a new one in every mapping there is."""
-        places = self._files.setdefault(file, {})
+        places = self._files.setdefault(file.id, {})
         if offset not in places:
-            places[offset] = Place(file, offset)
+            places[offset] = Place(file.id, offset, program=self._symbols.program(file))
             for mapped in self._programs.mapped():
-                if mapped.region.file == file:
+                if mapped.region.file == file.id:
                     self._sites.enter(mapped.region, places[offset])
         return places[offset]
 
@@ -385,7 +405,7 @@ class Uprobes:
             self._unread.setdefault(mapped.region.space, set()).add(file.id)
         for name, end in LEAVING.items():
             if name in names:
-                self._place(file.id, names[name]).leaves = end
+                self._place(file, names[name]).leaves = end
 
     def _find_leaving_late(self, space: int) -> None:
         """A call is followed in this process, whose dynamic linker has had its libraries' symbols read by now."""
@@ -408,11 +428,20 @@ class Uprobes:
 
     def _drop(self, place: Place) -> None:
         self.planting.remove(place)
+        self._forget(place)
+        self._sites.drop(place)
+
+    def _forget(self, place: Place) -> None:
         places = self._files[place.file]
         del places[place.offset]
         if not places:
             del self._files[place.file]
-        self._sites.drop(place)
+
+    def _left(self, place: Place, space: int, address: int) -> None:
+        """A mapping has gone; with its last one what only told how calls are left, which the next will tell again."""
+        self.planting.left(place, space, address)
+        if place.leaves is not None and not place.probes and not self._sites.is_mapped(place):
+            self._forget(place)
 
     def _tell(self, event: Event) -> None:
         """From `Programs`, as it happens."""
@@ -446,7 +475,7 @@ class Uprobes:
                         self._attach_late(probe, file)
         if self._following:
             self._find_leaving(mapped)
-        for place in self._files.get(region.file, {}).values():
+        for place in list(self._files.get(region.file, {}).values()):
             self._plant_again(place, mapped.content)
             self._sites.enter(region, place)
         self._counters.mapped(region)
@@ -472,7 +501,7 @@ class Uprobes:
         if place.leaves is not None:
             self._returns.cause(self._programs.thread(cpu), place.leaves)
         for probe in place.active:
-            accepts = probe.filter
+            accepts, probe.place = probe.filter, place
             if not probe.registered or (accepts is not None and not ask(self._machine, vaddr, accepts, probe, regs)):
                 continue  # a handler before it has unregistered it
             probe.hits += 1

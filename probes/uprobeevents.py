@@ -13,6 +13,7 @@ from probes.arch import Convention
 from probes.eventoptions import Options, task_filter
 from probes.fetch import EntryValues, FetchContext
 from probes.planting import user_arm
+from probes.programs import ProgramFile
 from probes.regs import Regs
 from probes.spec import UprobeSpec
 from probes.traceevents import TraceEvent
@@ -21,13 +22,16 @@ from probes.uretprobe import UserReturn
 
 
 class ProgramScope:
-    """Implements spec.FileScope. A file that is not there yet may be a regular one when it comes."""
+    """Implements spec.FileScope. `open` gives the guest's file of a path."""
 
-    def __init__(self, convention: Convention) -> None:
+    def __init__(self, convention: Convention, open: Callable[[str], ProgramFile | None]) -> None:
         self.convention = convention
+        self._open = open
 
     def is_regular(self, path: str) -> bool:
-        return True
+        """A file that is not there yet may be a regular one when it comes."""
+        file = self._open(path)
+        return file is None or file.regular
 
 
 def make_uprobe(
@@ -47,7 +51,7 @@ def make_uprobe(
 
     def handler(up: Uprobe, regs: Regs) -> None:
         nonlocal base
-        base = regs.ip - up.places[0].offset
+        base = regs.ip - (up.place.offset if up.place is not None else 0)
         take(regs, regs.ip)
 
     def ret_handler(call: UserReturn, regs: Regs) -> None:

@@ -7,6 +7,7 @@ hit at mmap, exec, fork and exit, not at page faults.
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -41,6 +42,10 @@ class LinuxFile:
     @property
     def id(self) -> FileId:
         return file_id(self.inode)
+
+    @property
+    def regular(self) -> bool:
+        return stat.S_ISREG(self.inode.i_mode.value_())
 
     @property
     def size(self) -> int:

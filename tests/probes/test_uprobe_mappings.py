@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from emu.boot import GuestMachine
-from probes import Manager, Regs, Uprobe
-from tests.support.kernels import run_shell
+from probes import Manager, ProbeError, Regs, Uprobe
+from probes.programsymbols import functions
+from tests.support.kernels import another, run_shell
 from tests.support.programs import COLD, COLD32, GUESTS, bring, build, equipped
 
 LIBRARY = "/lib/place.so"
@@ -54,3 +55,36 @@ def replaced(machine: GuestMachine, manager: Manager, bits: int) -> None:
     for probe in probes:
         assert len({place.offset for place in probe.places}) == len({place.file for place in probe.places}) == 2
         manager.unregister(probe)
+
+
+def test_event_on_two_files_has_the_bytes_of_each_and_one_written_over_is_told() -> None:
+    """`@+OFF` is a byte of the file that was hit. Written over, a file keeps its probe where it was, as on Linux;
+    `info` says so, and where the function is now. A directory is refused."""
+    machine = another("amd64")
+    manager = Manager(machine)
+    first, *options = COLD
+    files = [build(first, *options, *more) for more in ((), ("-DMOVED",))]
+    bring(machine, manager.linux, {"/tmp/one": files[0], "/tmp/two": files[1]})
+    run_shell(machine, "cp /tmp/one /tmp/program")
+    starts = [functions(lambda offset, size, file=file: file[offset : offset + size])["cold"] for file in files]
+    codes = [f"{int.from_bytes(file[at : at + 4], 'little'):#x}" for file, at in zip(files, starts, strict=True)]
+    for letter in "pr":
+        manager.add("uprobe", f"{letter}:{letter} /tmp/program:cold one=@+{starts[0]}:x32 two=@+{starts[1]}:x32")
+    run_shell(machine, "/tmp/program; cp /tmp/two /tmp/new; mv /tmp/new /tmp/program; /tmp/program")
+    shown = [record.text().partition("one=")[2].split(" two=") for record in manager.trace.last()]
+    assert ([one for one, _ in shown[:6]], [two for _, two in shown[6:]]) == ([codes[0]] * 6, [codes[1]] * 6)
+    run_shell(machine, "cat /tmp/one > /tmp/program; /tmp/program")
+    (note,) = [line.strip() for line in manager.info("p") if "note:" in line]
+    assert note == (
+        "note: another program has been written into /tmp/program since; "
+        f"cold is at offset {starts[0]:#x} now: remove the probe and add it again"
+    )
+    manager.delete("all")
+    manager.add("uprobe", "p:again /tmp/program:cold")
+    run_shell(machine, "/tmp/program")
+    assert [one.hits for one in manager.status()] == [3]
+    assert not any("note:" in line for line in manager.info("again"))
+    with pytest.raises(ProbeError, match="Not a regular file"):
+        manager.add("uprobe", "p /tmp:0x0")
+    with pytest.raises(ProbeError, match="/tmp is no regular file"):
+        manager.register(Uprobe("/tmp", "main"))
