@@ -17,7 +17,7 @@ from emu.iface import BackEnd
 from emu.planted import PlantedBytes
 from emu.stops import Stop
 from emu.text import ArmedText
-from emu.traps import PF, GuestFault, Traps
+from emu.traps import PF, Delivery, GuestFault, Traps
 
 
 class Watcher:
@@ -41,7 +41,7 @@ class BreakHits:
     _stop_requested: bool
     _passed: int | None
     _stop_for: Callable[[Stop], None]
-    _deliver: Callable[..., None]
+    _deliver: Callable[[Delivery], None]
     uncount: Callable[[int], None]
 
     def __init__(self) -> None:
@@ -75,7 +75,7 @@ class BreakHits:
         cpu.forget_exception()
         at, now, stop = cpu.pc, self.clock.instructions - 1, None
         if ours and (stored := self.traps.store_fault()) is not None:
-            self._deliver(PF, stored)
+            self._deliver(Delivery(PF, stored))
             return True
         if ours and client is not None and breaks.is_hit(pc, now):
             if self._stop_requested:
@@ -98,7 +98,7 @@ class BreakHits:
                     return True  # the int3 counts as the instruction
             except GuestFault as fault:
                 cpu.set_cr(2, fault.address or 0)
-                self._deliver(fault.vector, fault.code)
+                self._deliver(Delivery(fault.vector, fault.code))
                 return True
             breaks.resume(pc, now)
         self.uncount(1)

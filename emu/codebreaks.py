@@ -268,7 +268,8 @@ class CodeBreaks:
 
     def faulted(self, now: int) -> None:
         """A fault is about to be delivered: if it is of the instruction that a hit has let go, it will come again."""
-        self.take_out()
+        if self._poked:
+            self._take_out()
         vaddr, then = self._resumed
         if vaddr != self._cpu.linear_pc or now - then > 1:
             return

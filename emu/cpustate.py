@@ -52,6 +52,8 @@ _AT = offsets(CpuImage)
 _ERROR_AT = offsets(ErrorImage)
 _SEGMENT_AT = offsets(SegmentCache)
 _SEGMENT_SIZE: int = SegmentCache.sizeof()
+_SEGMENTS_AT = tuple(_AT["segments"] + index * _SEGMENT_SIZE for index in range(len(SEGMENT_NAMES)))
+_SELECTORS_AT = tuple(at // 4 for at in _SEGMENTS_AT)  # as 4-byte numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +168,7 @@ class CpuState:
         self.dwords = self._bytes[:even].cast("I")
         self.gpr = self.words[:16]
         self.pc_at, self.eflags_at, self.hflags_at = _AT["pc"] // 8, _AT["eflags"] // 8, _AT["hflags"] // 4
-        self.cs_base_at = (self._segment_at(CS) + _SEGMENT_AT["base"]) // 8
+        self.cs_base_at = (_SEGMENTS_AT[CS] + _SEGMENT_AT["base"]) // 8
         self._cc_src, self._cc_op, self._df = _AT["cc_src"] // 8, _AT["cc_op"] // 4, _AT["df"] // 4
         self._cr = _AT["cr"] // 8
         self._efer = layout.efer // 8
@@ -287,16 +289,13 @@ class CpuState:
 
     # ----------------------------------------------------------------------------------------------------- segments
 
-    def _segment_at(self, index: int) -> int:
-        return _AT["segments"] + index * _SEGMENT_SIZE
-
     def segment(self, index: int) -> Segment:
         """ES, CS, SS, DS, FS or GS."""
-        return self._read_segment(self._segment_at(index))
+        return self._read_segment(_SEGMENTS_AT[index])
 
     def set_segment(self, index: int, selector: int, base: int, limit: int, flags: int) -> None:
         """Load visible and hidden parts; call `recompute_hflags` when all are loaded."""
-        self._write_segment(self._segment_at(index), selector, base, limit, flags)
+        self._write_segment(_SEGMENTS_AT[index], selector, base, limit, flags)
 
     def system_segment(self, name: str) -> Segment:
         """ "ldt", "tr", "gdt" or "idt"."""
@@ -311,7 +310,7 @@ class CpuState:
         self._write_segment(_AT[name], selector, base, limit, flags)
 
     def selector(self, index: int) -> int:
-        return int(self.dwords[self._segment_at(index) // 4])
+        return self.dwords[_SELECTORS_AT[index]]
 
     def segment_base(self, name: str) -> int:
         """Base address of "es" "cs" "ss" "ds" "fs" "gs"."""
@@ -327,6 +326,10 @@ class CpuState:
         self.words[(at + 8) // 8] = base
         d[i + 4] = limit
         d[i + 5] = flags
+
+    def end_shadow(self) -> None:
+        """Interrupts are held off by no MOV SS or STI any more."""
+        self.dwords[self.hflags_at] &= ~HF_INHIBIT_IRQ
 
     def recompute_hflags(self) -> None:
         """Derive the engine's cached flags from CR0, CR4, EFER and the segments (QEMU: cpu_x86_load_seg_cache, ...)."""

@@ -13,7 +13,7 @@ from emu.devices.pc import Devices
 from emu.iface import TrapClient
 from emu.stopping import Stopping
 from emu.stops import Halted
-from emu.traps import PF, Traps
+from emu.traps import PF, Delivery, Traps
 from emu.window import SlotWindow
 
 POLL = 128  # instructions between looks at IF while an interrupt is pending
@@ -28,7 +28,7 @@ class Events(Stopping):
     window: SlotWindow
     trap_client: TrapClient | None
     _skip_since: int
-    _deliver: Callable[..., None]
+    _deliver: Callable[[Delivery], None]
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,13 +56,13 @@ class Events(Stopping):
         elif cpu.eflags & IF and not cpu.interrupt_shadow and self._is_outside():
             stored = self.traps.store_fault()
             if stored is not None:
-                self._deliver(PF, stored)
+                self._deliver(Delivery(PF, stored))
                 self._poll_at = self.clock.instructions + POLL
                 return
             vector = pic.acknowledge()
             if self.log is not None:
                 self.log("int", f"irq vector {vector:#x} at {cpu.linear_pc:#x}")
-            self._deliver(vector, external=True)
+            self._deliver(Delivery(vector, external=True))
             self._skip_since = -1
             self._poll_at = self.clock.instructions + POLL if pic.pending() else None
         else:  # a shadow and a slot last one instruction; IF can only be looked at now and then

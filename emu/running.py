@@ -18,7 +18,7 @@ from emu.calls import GuestCalls
 from emu.clock import Clock
 from emu.codebreaks import CodeBreaks
 from emu.console import Console
-from emu.cpustate import HF_INHIBIT_IRQ, MSR_TSC_AUX, CpuState
+from emu.cpustate import MSR_TSC_AUX, CpuState
 from emu.devices.pc import Devices
 from emu.engine import Engine, FetchError
 from emu.events import Events
@@ -44,7 +44,7 @@ from emu.stops import (
 )
 from emu.symbols import GuestSymbols, SymbolTable
 from emu.text import ArmedText, Place
-from emu.traps import CaughtException, GuestFault, Traps, TripleFaulted
+from emu.traps import CaughtException, Delivery, GuestFault, Traps, TripleFaulted
 from emu.vex import VexGuard
 from emu.walks import Walks
 from emu.watch import WatchedMemory
@@ -99,7 +99,7 @@ class RunLoop(Events, BreakHits):
         self._in_place: Place | None = None  # an int3 whose instruction runs once without it
         self._skip_breakpoint: tuple[int, int] | None = None  # pc and sp of one reported, until its instruction has run
         self._skip_since = -1  # instruction count of that report, -1 once the guest has gone on from it
-        self._held: tuple[CaughtException, int, int] | None = None  # not delivered yet, with pc and sp
+        self._held: tuple[Delivery, int, int] | None = None  # a caught exception, with pc and sp
         self._wire()
 
     def _wire(self) -> None:
@@ -217,7 +217,7 @@ class RunLoop(Events, BreakHits):
         self._base += retired
         self.breaks.pause(self._base)
         if nowhere:
-            self._deliver(t.UD)  # no device answers a fetch: all ones, which is no instruction
+            self._deliver(Delivery(t.UD))  # no device answers a fetch: all ones, which is no instruction
         if engine.failure is not None:
             self._report_failure()
         self.halted = halted and self._stop is None
@@ -296,7 +296,7 @@ class RunLoop(Events, BreakHits):
         length = (1 if vector in (t.BP, t.OF, t.DB) and not self._is_int_n(vector) else 2) if software else 0
         if self.log is not None:
             self.log("int", f"vector {vector:#x} code {cpu.error_code:#x} at {cpu.linear_pc:#x} cr2 {cpu.cr(2):#x}")
-        self._deliver(vector, None if software else cpu.error_code, software=software, length=length)
+        self._deliver(Delivery(vector, None if software else cpu.error_code, software, length=length))
 
     def _breaks_at_fetch(self) -> bool:
         """A debugger's breakpoint where nothing can be fetched comes before the fault of it (SDM vol. 3, table 6-2).
@@ -328,7 +328,7 @@ class RunLoop(Events, BreakHits):
         client, cpu = self.trap_client, self.cpu
         if client is not None and self.window.contains(cpu.pc) and self._answered(client.on_fault(cpu, t.UD)):
             return
-        self._deliver(t.UD)
+        self._deliver(Delivery(t.UD))
 
     def on_syscall(self) -> None:
         self._fast_entry(lambda length: self.traps.syscall(self.cpu.pc + length), "syscall")
@@ -347,7 +347,7 @@ class RunLoop(Events, BreakHits):
         try:
             enter(length)
         except GuestFault as fault:
-            self._deliver(fault.vector, fault.code)
+            self._deliver(Delivery(fault.vector, fault.code))
         cpu.pc = (cpu.pc - length) & ((1 << 64) - 1)
 
     def on_timestamp(self, with_processor: bool) -> None:
@@ -377,37 +377,28 @@ class RunLoop(Events, BreakHits):
         """Inside a trap handler: take instructions of ours (an int3, a jump back) off the clock."""
         self.engine.counter[0] -= instructions
 
-    def _deliver(
-        self,
-        vector: int,
-        code: int | None = None,
-        *,
-        software: bool = False,
-        external: bool = False,
-        length: int = 0,
-        seen: bool = False,
-    ) -> None:
+    def _deliver(self, delivery: Delivery) -> None:
         """`Traps.deliver`, and what its outcome means for the run."""
-        self.breaks.faulted(self.clock.instructions)
-        self.cpu.hflags &= ~HF_INHIBIT_IRQ  # no shadow outlasts a delivery
+        self.breaks.faulted(self._base + self.engine.counter[0])
+        self.cpu.end_shadow()  # none outlasts a delivery
         try:
-            self.traps.deliver(vector, code, software=software, external=external, length=length, seen=seen)
+            self.traps.deliver(delivery)
         except TripleFaulted as fault:
             self._stop_for(TripleFault(self.cpu.linear_pc, fault.vector))
             if self.cpu.running:
                 self.engine.break_here()  # a fault of the fetch itself retires nothing, so the limit is never looked at
         except CaughtException as caught:
-            self._hold(caught)
+            self._hold(caught.delivery)
         if self.traps.switched_tables:
             self.traps.switched_tables = False
             self.engine.flush_tlb()
             self._before_control_write()
 
-    def _hold(self, caught: CaughtException) -> None:
+    def _hold(self, delivery: Delivery) -> None:
         """Stop before the guest sees it; the next run delivers it."""
-        cpu, vector = self.cpu, caught.vector
-        self._held = (caught, cpu.linear_pc, cpu.gpr[4])
-        code = caught.code if vector in t.WITH_ERROR_CODE else None
+        cpu, vector = self.cpu, delivery.vector
+        self._held = (delivery, cpu.linear_pc, cpu.gpr[4])
+        code = delivery.code if vector in t.WITH_ERROR_CODE else None
         self._stop_for(ExceptionRaised(cpu.linear_pc, vector, code, cpu.cr(2) if vector == t.PF else None))
         if cpu.running:
             self.engine.break_here()
@@ -415,11 +406,11 @@ class RunLoop(Events, BreakHits):
 
     def _release(self) -> bool:
         """Deliver what was held, if the debugger has not gone elsewhere. -> whether that was so."""
-        (caught, pc, sp), self._held = self._held or (None, 0, 0), None
-        if caught is None or (self.cpu.linear_pc, self.cpu.gpr[4]) != (pc, sp):
+        (delivery, pc, sp), self._held = self._held or (None, 0, 0), None
+        if delivery is None or (self.cpu.linear_pc, self.cpu.gpr[4]) != (pc, sp):
             return False
-        self.cpu.pc += caught.length
-        self._deliver(caught.vector, caught.code, software=caught.software, length=caught.length, seen=True)
+        self.cpu.pc += delivery.length
+        self._deliver(delivery)
         return True
 
     def _answered(self, verdict: Verdict | Stop) -> bool:

@@ -47,18 +47,31 @@ class GuestFault(Exception):
         self.address = address
 
 
+class Delivery(NamedTuple):
+    """An interrupt or exception on its way to the guest.
+
+    `code`: the error code, pushed for the vectors that have one. `software`: `int n`, int3, into: the gate's DPL is
+    checked, and a fault on the way returns to the instruction, `length` bytes back. `external`: a hardware interrupt.
+    `seen`: not to be caught any more.
+    """
+
+    vector: int
+    code: int | None = None
+    software: bool = False
+    external: bool = False
+    length: int = 0
+    seen: bool = False
+
+
 class CaughtException(Exception):
     """An exception of `Traps.caught`, before anything of its delivery; pc is at the instruction (a trap: behind it).
 
-    `software` and `length` are what `deliver` is to be called with when pc has been moved on by `length` again.
+    `delivery` is what `deliver` is to be given when pc has been moved on by its `length` again.
     """
 
-    def __init__(self, vector: int, code: int | None, software: bool, length: int) -> None:
-        super().__init__(vector, code)
-        self.vector = vector
-        self.code = code
-        self.software = software
-        self.length = length
+    def __init__(self, delivery: Delivery) -> None:
+        super().__init__(delivery)
+        self.delivery = delivery
 
 
 class TripleFaulted(Exception):
@@ -113,22 +126,12 @@ class Traps:
         self.before_entry: Callable[[], int | None] | None = None  # see iface.Machine.before_entry
         self._known: dict[tuple[int, bool, bool], tuple[Trail, int]] = {}  # walks that were allowed, and their pages
 
-    def deliver(
-        self,
-        vector: int,
-        code: int | None = None,
-        *,
-        software: bool = False,
-        external: bool = False,
-        length: int = 0,
-        seen: bool = False,
-    ) -> None:
-        """Enter the guest's handler for `vector`; on return `cpu` is at its first instruction.
+    def deliver(self, delivery: Delivery) -> None:
+        """Enter the guest's handler; on return `cpu` is at its first instruction.
 
-        `code`: the error code, pushed for the vectors that have one. `software`: `int n`, int3, into: the gate's DPL
-        is checked, and a fault on the way returns to the instruction, `length` bytes back. `external`: a hardware
-        interrupt. TripleFaulted where nothing can be delivered; CaughtException for one of `caught` that is not `seen`.
+        TripleFaulted where nothing can be delivered; CaughtException for one of `caught` that is not `seen`.
         """
+        vector, code, software, external, length, seen = delivery
         if not external and vector != DB and (stored := self.store_fault()) is not None:
             self.cpu.pc -= length
             vector, code, software, length = PF, stored, False, 0
@@ -138,7 +141,7 @@ class Traps:
         while True:
             if vector in self.caught and not external and not seen:
                 self.cpu.pc = resume - length
-                raise CaughtException(vector, code, software, length if software else 0)
+                raise CaughtException(Delivery(vector, code, software, length=length if software else 0, seen=True))
             try:
                 self._enter(vector, code, software, ext=0 if software else 1)
                 return
