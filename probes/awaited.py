@@ -46,7 +46,7 @@ class _Waiting:
 
 
 class Awaited:
-    """The waiting records of one machine. `register(probe, ours=True)` and `unregister` are the manager's."""
+    """The waiting records of one machine. `register(probe, ours=True)` and `unregister` are the registry's."""
 
     def __init__(
         self,

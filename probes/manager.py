@@ -1,51 +1,39 @@
 """What the stub, the command line and Python users call: probes as objects, and trace events as definitions.
 
-Rules: belongs to the thread that runs the machine; the composition root of this package, so the one place that names a
-processor's module. Text in, lines out for events; refusals are ProbeErrors.
+Rules: belongs to the thread that runs the machine. Text in, lines out for events; refusals are ProbeErrors. Probes of
+every kind are `registry`'s, what an event does with a hit is `traceevents`'; here is what has a name and a definition.
 """
 
 from __future__ import annotations
 
 import errno
 import fnmatch
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 from emu.iface import Guest, Machine
-from probes.arch.x86 import X86Arch
 from probes.awaited import Awaited
 from probes.btf import Btf
-from probes.core import Kprobes
 from probes.discovery import linux_says, spread
-from probes.embedded import embedded_programs
 from probes.errors import ProbeError
-from probes.eventoptions import KINDS, Options, checked, maxactive, task_filter
-from probes.eventoptions import arm as arm_option
+from probes.eventoptions import KINDS, Options, checked
 from probes.export import Unfinished
-from probes.fetch import EntryValues, FetchContext, TaskInfo, compile_entry
-from probes.guest import GuestHandlers
-from probes.jprobe import Jprobe, Jprobes
-from probes.kinds import KernelProbe, Probe, check_kind, hits_of, kernel_list, kprobe_of, missed_of, switched
-from probes.kprobe import Arm, Kprobe, register_together
-from probes.kretprobe import MAX_DATA_SIZE, Kretprobe, Kretprobes, ReturnInstance
+from probes.fetch import FetchContext, TaskInfo
+from probes.jprobe import Jprobe
+from probes.kinds import KernelProbe, Probe, hits_of, kprobe_of, missed_of, switched
+from probes.kprobe import Arm, register_together
+from probes.kprobeevents import KprobeMaker
+from probes.kretprobe import Kretprobe
 from probes.limits import NOTRACE, FtraceList
-from probes.linux import Linux, linux_of
-from probes.linux.kernel import kernel_types
-from probes.linux.modulewatch import ModuleWatch
-from probes.linux.programs import linux_programs
-from probes.linux.tasks import current_tasks
+from probes.linux import Linux
 from probes.lookup import did_you_mean
-from probes.objects import ObjectLoader
-from probes.planting import Planting
-from probes.programs import Copies, Programs
+from probes.programs import Copies
 from probes.refusals import Refusal
-from probes.regs import Regs
-from probes.room import Room
-from probes.scope import GuestScope, entry_shift, older_scope
+from probes.registry import Registry
+from probes.scope import GuestScope, older_scope
 from probes.spec import Deletion, ProbeSpec, Spec, UprobeSpec, parse, parse_deletion, parse_uprobe
 from probes.table import admit, matches
-from probes.tasks import find_tasks
 from probes.trace import TraceRing
 from probes.traceevents import Events, TraceEvent
 from probes.uprobe import Uprobe, Uprobes
@@ -112,57 +100,32 @@ class Manager:
         linux_limits: bool = False,
         copies: Copies | None = None,
     ) -> None:
-        arch = X86Arch(machine, self)
         self.trace = TraceRing()
-        self._arch = arch
-        self._uprobes: Uprobes | None = None
-        self._copies = copies
         self._machine = machine
-        kernel = kernel_types(machine)
-        current = kernel if isinstance(kernel, str) else current_tasks(machine.memory, kernel)
-        linux = None if isinstance(current, str) else current
-        known = find_tasks(machine, linux)
-        guest: Guest | None = getattr(machine, "guest", None)
-        self._linux: Linux | None = None
-        awaited = Awaited(machine, lambda: self.uprobes.programs, self.register, self.unregister)
-        self._context = FetchContext(machine, arch.convention, tasks or linux or known, awaited=awaited.text)
-        unknown = kernel if isinstance(kernel, str) else current if isinstance(current, str) else None
-        self._unknown_tasks = unknown if tasks is None and not known.tells else None
-        self._scope = GuestScope(machine, arch.convention, guest.btf if guest is not None else bytes)
-        self._ftrace = FtraceList(machine)
         self._linux_limits = linux_limits
-        self._older = older_scope(machine, arch.convention, getattr(guest, "title", ""))
-        now = settled if settled is not None else guest is None or guest.settled
-        self._arm, self._kprobes = arm, Kprobes(machine, arch, arm, now, linux_limits=linux_limits)
-        self._room = Room(machine.window)
-        self.objects = ObjectLoader(machine, arch.convention.word, self._room)
-        self._jprobes = Jprobes(machine, arch.convention.word, self._kprobes, self.objects)
-        self.guest = GuestHandlers(
-            machine, arch.convention, self._kprobes.calls, self._room, self.objects, self._take_out_of_service
-        )
-        self._kretprobes = Kretprobes(machine, arch, self._kprobes, known)
-        self._shadow = known.is_linux  # how events follow returns where nobody says
+        self._arm = arm
+        probes = Registry(machine, arm=arm, settled=settled, linux_limits=linux_limits, copies=copies)
+        self._probes, convention = probes, probes.convention
+        self.objects, self.guest = probes.objects, probes.guest
+        awaited = Awaited(machine, lambda: self.uprobes.programs, probes.register, probes.unregister)
+        self._context = FetchContext(machine, convention, tasks or probes.task_info, awaited=awaited.text)
+        self._unknown_tasks = probes.unknown_tasks if tasks is None else None
+        guest: Guest | None = getattr(machine, "guest", None)
+        self._scope = GuestScope(machine, convention, guest.btf if guest is not None else bytes)
+        self._older = older_scope(machine, convention, getattr(guest, "title", ""))
+        self._ftrace = FtraceList(machine)
+        self._maker = KprobeMaker(machine, self._context, self.guest, shadow=probes.tasks.is_linux)
         self.events = Events(machine, self.trace, self._context, self._scope, awaited)
         self._events: dict[str, _Event] = {}
-        self._registered: dict[Probe, None] = {}  # in this order
-        machine.trap_client = self._kprobes
-        self._modules = ModuleWatch(machine.symbols, self._kprobes, lambda: self.linux)
-        if now:
-            self._modules.start()
-        if settled is None and guest is not None:
-            guest.on_settled(self._settle)
-
-    def _settle(self) -> None:
-        self.settled = True
-        self._modules.start()
 
     @property
     def settled(self) -> bool:
-        return self._kprobes.settled
+        """The guest no longer patches its own code."""
+        return self._probes.settled
 
     @settled.setter
     def settled(self, value: bool) -> None:
-        self._kprobes.settled = value
+        self._probes.settled = value
 
     @property
     def types(self) -> Btf | None:
@@ -172,21 +135,12 @@ class Manager:
     @property
     def linux(self) -> Linux:
         """The guest's operating system. NotAvailable (a ProbeError) where it is no Linux whose types are known."""
-        if self._linux is None:
-            self._linux = linux_of(self._machine)
-        return self._linux
+        return self._probes.linux
 
     @property
     def uprobes(self) -> Uprobes:
         """Probes on programs. ProbeError where nobody knows the guest's operating system."""
-        if self._uprobes is None:
-            programs: Programs | None = embedded_programs(self._machine, self._kprobes)
-            if programs is None:
-                programs = linux_programs(self._machine, self.linux, self._kprobes)
-            planting = Planting(self._machine, self._arch, self._kprobes, self._room, programs)
-            self._uprobes = Uprobes(self._machine, self._arch, programs, planting, self._copies)
-            self._kprobes.after_restore(self._uprobes.after_restore)
-        return self._uprobes
+        return self._probes.uprobes
 
     # ----------------------------------------------------------------------------------------------- probes as objects
 
@@ -195,33 +149,14 @@ class Manager:
 
         `ours`: it serves something that knows when to end it; lists do not show it and `reset` leaves it.
         """
-        check_kind(probe)
-        if isinstance(probe, Uprobe):
-            self.uprobes.register(probe)
-        elif isinstance(probe, Kretprobe):
-            self._kretprobes.register(probe)
-        elif isinstance(probe, Jprobe):
-            self._jprobes.register(probe)
-        else:
-            self._kprobes.register(probe)
-        if not ours:
-            self._registered[probe] = None
+        self._probes.register(probe, ours=ours)
 
     def register_many(self, probes: Iterable[Probe]) -> None:
         """All or nothing, as register_kprobes() and register_kretprobes(); EINVAL for none at all."""
         register_together(probes, self.register, self.unregister)
 
     def unregister(self, probe: Probe) -> None:
-        check_kind(probe)
-        if isinstance(probe, Uprobe):
-            self.uprobes.unregister(probe)
-        elif isinstance(probe, Kretprobe):
-            self._kretprobes.unregister(probe)
-        elif isinstance(probe, Jprobe):
-            self._jprobes.unregister(probe)
-        else:
-            self._kprobes.unregister(probe)
-        self._registered.pop(probe, None)
+        self._probes.unregister(probe)
 
     def load_object(self, data: bytes, name: str) -> list[str]:
         """Take in a relocatable object; its functions can be guest handlers. -> the names it offers.
@@ -229,10 +164,6 @@ class Manager:
         ProbeError ENOEXEC, ENOENT, ENOMEM, ERANGE.
         """
         return self.objects.load(data, name)
-
-    def _take_out_of_service(self, probe: Kprobe, reason: str) -> None:
-        self._kprobes.disable(probe)
-        probe.notes += (f"disabled, because {reason}",)
 
     # ------------------------------------------------------------------------------------------------- events by name
 
@@ -274,53 +205,42 @@ class Manager:
         if kind == "jprobe" and spec.is_return:
             raise ProbeError(errno.EINVAL, "this line is no jprobe", definition=spec.definition, column=0)
         chosen = checked(options or {}, "kretprobe" if spec.is_return else kind, self._unknown_tasks)
-        event = self._event_for(spec)
-        armed = event.trace.armed if event.parts else not chosen.get("disabled")
-        probe = Kprobe(
-            symbol=spec.place.name,
-            offset=spec.place.offset,
-            addr=spec.place.address,
-            disabled=not armed,
-            arm=arm_option(chosen.get("arm", "auto")),
-        )
-        probe.waits = self._modules.missing(spec.place.module)
-        try:
-            make = self._for_returns if spec.is_return else self._for_entries if kind == "jprobe" else self._for_hits
-            made: KernelProbe = make(event.trace, spec, probe, chosen)
-            self._register_for(spec, made)
-            if self._linux_limits and self._ftrace.is_notrace(kprobe_of(made).address or 0):
-                self.unregister(made)
-                raise ProbeError(errno.EINVAL, f"Linux refuses this place: {NOTRACE}").at(
-                    spec.definition, spec.definition.index(" ") + 1
-                )
-        except ProbeError:
-            if not event.parts:
-                self._forget(event)
-            raise
-        event.trace.armed = armed
-        if isinstance(made, Kretprobe):
-            spec = replace(spec, maxactive=made.maxactive)
-        event.parts.append((spec, made))
-        kprobe = kprobe_of(made)
-        if not any("Linux" in note for note in made.notes):
-            noted = made if isinstance(made, Kretprobe) else kprobe
-            noted.notes += linux_says(self._ftrace, self._older, definition, kprobe.address or 0)
-        return [spec.listing(), *(f"note: {note}" for note in made.notes)]
+
+        def make(event: TraceEvent) -> KernelProbe:
+            made = self._maker.make(kind, event, spec, chosen)
+            kprobe_of(made).waits = self._probes.modules.missing(spec.place.module)
+            return made
+
+        return self._define(spec, chosen, make)
 
     def _add_uprobe(self, definition: str, options: Options) -> list[str]:
-        spec = parse_uprobe(definition, ProgramScope(self._arch.convention, self.uprobes.open), symbols=True)
+        spec = parse_uprobe(definition, ProgramScope(self._context.convention, self.uprobes.open), symbols=True)
+
+        def make(event: TraceEvent) -> Uprobe:
+            return make_uprobe(event, spec, self._context, self.uprobes.absent_text, options)
+
+        return self._define(spec, options, make)
+
+    def _define(self, spec: Spec, options: Options, make: Callable[[TraceEvent], Probe]) -> list[str]:
+        """Have the event of a definition, a new one or one that takes a further place, and register what `make` makes
+        for it. -> its listing, and notes."""
         event = self._event_for(spec)
         armed = event.trace.armed if event.parts else not options.get("disabled")
         try:
-            probe = make_uprobe(event.trace, spec, self._context, self.uprobes.absent_text, options)
-            probe.disabled = not armed
+            probe = make(event.trace)
+            switched(probe).disabled = not armed
             self._register_for(spec, probe)
         except ProbeError:
             if not event.parts:
                 self._forget(event)
             raise
         event.trace.armed = armed
+        if isinstance(probe, Kretprobe) and isinstance(spec, ProbeSpec):
+            spec = replace(spec, maxactive=probe.maxactive)
         event.parts.append((spec, probe))
+        if not isinstance(probe, Uprobe) and not any("Linux" in note for note in probe.notes):
+            noted = probe if isinstance(probe, Kretprobe) else kprobe_of(probe)
+            noted.notes += linux_says(self._ftrace, self._older, spec.definition, kprobe_of(probe).address or 0)
         return [spec.listing(), *(f"note: {note}" for note in probe.notes)]
 
     def _event_for(self, spec: Spec) -> _Event:
@@ -340,24 +260,24 @@ class Manager:
         done: list[Probe] = []
         try:
             for _, probe in event.parts:
-                self._switch_probe(probe, on)
+                self._probes.switch(probe, on)
                 done.append(probe)
         except ProbeError:
             for probe in done:
-                self._switch_probe(probe, not on)
+                self._probes.switch(probe, not on)
             raise
 
-    def _switch_probe(self, probe: Probe, on: bool) -> None:
-        if isinstance(probe, Uprobe):
-            (self.uprobes.enable if on else self.uprobes.disable)(probe)
-        else:
-            (self._kprobes.enable if on else self._kprobes.disable)(kprobe_of(probe))
-
     def _register_for(self, spec: Spec, probe: Probe) -> None:
+        place = spec.definition, spec.definition.index(" ") + 1
         try:
             self.register(probe)
         except ProbeError as error:
-            raise error.at(spec.definition, spec.definition.index(" ") + 1) from None
+            raise error.at(*place) from None
+        if not self._linux_limits or isinstance(probe, Uprobe):
+            return
+        if self._ftrace.is_notrace(kprobe_of(probe).address or 0):
+            self.unregister(probe)
+            raise ProbeError(errno.EINVAL, f"Linux refuses this place: {NOTRACE}").at(*place)
 
     def _forget(self, event: _Event) -> None:
         del self._events[event.name]
@@ -377,18 +297,7 @@ class Manager:
             state = "enabled" if event.enabled else "disabled"
             lines.append(f"{event.name}: {state}, {event.hits} hits, {event.missed} missed")
             for spec, probe in event.parts:
-                if isinstance(probe, Uprobe):
-                    lines += [f"  {spec.listing()}", *(f"    {line}" for line in self.uprobes.info(probe))]
-                    continue
-                kprobe = kprobe_of(probe)
-                back_end = self._kprobes.back_end(kprobe)
-                how = "[GONE]" if kprobe.gone else "not armed" if back_end is None else back_end.value
-                how = "waits for its module" if kprobe.waiting else how
-                lines.append(f"  {spec.listing()}")
-                lines.append(f"    at {kprobe.address or 0:#x}, {how}")
-                if isinstance(probe, Kretprobe):
-                    lines.append(f"    by {'shadow' if probe.shadow else 'trampoline'}: {probe.accounting()}")
-                lines.extend(f"    note: {note}" for note in probe.notes)
+                lines += [f"  {spec.listing()}", *(f"    {line}" for line in self._probes.info(probe))]
         return lines
 
     def enable(self, target: Probe | str) -> list[str]:
@@ -408,14 +317,14 @@ class Manager:
         return [event.name for event in gone]
 
     def kernel_list(self) -> Sequence[str]:
-        """Every probe of every kind, as the kernel's kprobes/list shows its own (see there)."""
-        return kernel_list(self._machine, self._registered)
+        """Every probe of every kind, as the kernel's kprobes/list shows its own (see `kinds`)."""
+        return self._probes.lines()
 
     def reset(self) -> Sequence[str]:
         """Remove every event and every probe that was registered; the answer says how many there were."""
-        count = len(self._registered)
+        count = len(self._probes.registered)
         self.delete("all")
-        for probe in list(self._registered):
+        for probe in self._probes.registered:
             self.unregister(probe)
         return [f"{count} probes removed"]
 
@@ -471,7 +380,7 @@ class Manager:
         found = []
         for event in self._events.values():
             for spec, probe in event.parts:
-                for ri in self._kretprobes.instances(probe) if isinstance(probe, Kretprobe) else ():
+                for ri in self._probes.instances(probe) if isinstance(probe, Kretprobe) else ():
                     found.append(Unfinished(event.trace.event, str(spec.place), ri.task, ri.at_ns))
         return found
 
@@ -494,78 +403,8 @@ class Manager:
                 refused = refusal.at(spec.definition.split(" "), 1, errno=number)
                 refused.hint = did_you_mean(self._machine, symbol.symbol)
                 raise refused
-        self._modules.check(spec.place.module)
+        self._probes.modules.check(spec.place.module)
         return spec
-
-    def _for_hits(self, event: TraceEvent, spec: ProbeSpec, probe: Kprobe, options: Options) -> Kprobe:
-        """`probe` with the handler of an event."""
-        take, accepts = event.taker(spec, self._context), task_filter(options, self._context.tasks)
-        shift: int | None = None  # known at the first hit: then the code is there to see
-        pre, post = (options.get(name) for name in ("pre", "post"))
-        before = self.guest.pre(str(pre)) if pre else None
-        after = self.guest.post(str(post)) if post else None
-        wanted = False  # by --pid and --comm, at the hit under way
-
-        def pre_handler(kp: Kprobe, regs: Regs) -> object:
-            nonlocal wanted, take, shift
-            wanted = accepts is None or accepts(regs.cpu)
-            if not wanted:
-                kp.hits -= 1
-                return False
-            if shift is None:
-                shift = entry_shift(self._machine, kp.address or 0)
-                if shift:
-                    take = event.taker(spec, replace(self._context, ip_offset=1 + shift))
-            if take(regs, (kp.address or 0) + shift).skip:
-                return True
-            return before(kp, regs) if before is not None else None
-
-        def post_handler(kp: Kprobe, regs: Regs) -> None:
-            if wanted and after is not None:
-                after(kp, regs)
-
-        probe.pre_handler, probe.post_handler = pre_handler, post_handler if after is not None else None
-        return probe
-
-    def _for_entries(self, event: TraceEvent, spec: ProbeSpec, probe: Kprobe, options: Options) -> Jprobe:
-        """A jprobe on `probe` that makes a record before its guest entry is called."""
-        entry = options.get("entry")
-        if not entry:
-            raise ProbeError(errno.EINVAL, "a jprobe needs --entry SYMBOL")
-        accepts = task_filter(options, self._context.tasks)
-        wanted = None if accepts is None else lambda kp, regs: accepts(regs.cpu)
-        return Jprobe(kp=self._for_hits(event, spec, probe, options), entry=str(entry), filter=wanted)
-
-    def _for_returns(self, event: TraceEvent, spec: ProbeSpec, probe: Kprobe, options: Options) -> Kretprobe:
-        """A return probe on `probe` with the handler of an event; its place reads `RETURNED-TO <- FUNCTION`."""
-        context = replace(self._context, ip_offset=0, entry=EntryValues())
-        take, save = event.taker(spec, context), compile_entry(spec.args, context)
-        accepts = task_filter(options, context.tasks)
-        pre, post = (options.get(name) for name in ("pre", "post"))
-        after = self.guest.returned(probe, str(post)) if post else None
-        before = self.guest.returned(probe, str(pre)) if pre else None
-
-        def entry_handler(ri: ReturnInstance, regs: Regs) -> object:
-            if accepts is not None and not accepts(regs.cpu):
-                return True  # declined, so that it takes no instance from the calls that are wanted
-            if save is not None:
-                ri.arguments = save(regs.cpu)
-            return before(ri, regs) if before is not None else None
-
-        def handler(ri: ReturnInstance, regs: Regs) -> None:
-            context.entry.values = ri.arguments
-            take(regs, probe.address or 0, ri.ret_addr, ri.at_ns)
-            if after is not None:
-                after(ri, regs)
-
-        return Kretprobe(
-            kp=probe,
-            handler=handler,
-            entry_handler=entry_handler if save or before or accepts else None,
-            data_size=MAX_DATA_SIZE if pre or post else 0,
-            maxactive=maxactive(options.get("maxactive")) or spec.maxactive,
-            shadow=bool(options.get("shadow") or (self._shadow and not options.get("trampoline"))),
-        )
 
     def _matching(self, pattern: str) -> list[_Event]:
         if pattern == "all":
@@ -581,12 +420,12 @@ class Manager:
 
     def _switch(self, target: Probe | str, *, on: bool) -> list[str]:
         if not isinstance(target, str):
-            self._switch_probe(target, on)
+            self._probes.switch(target, on)
             return []
         events = self._matching(target)
         for event in events:
             for _, probe in event.parts if on and event.enabled else ():
-                self._switch_probe(probe, on)  # nothing changes, but one that is GONE is refused
+                self._probes.switch(probe, on)  # nothing changes, but one that is GONE is refused
             event.trace.enable(on)
         return [event.name for event in events]
 
