@@ -5,10 +5,12 @@ Rules: standard library only; parsing, no sockets.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 LOOPBACK: Final = "127.0.0.1"
+_PORT: Final = re.compile(r"[0-9]{1,5}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,6 @@ def parse_address(text: str) -> Address:
         host = host[1:-1]
     elif ":" in host:
         raise AddressError(f"{text!r}: an IPv6 address stands in brackets, [ADDRESS]:PORT")
-    if not port.isascii() or not port.isdecimal() or int(port) > 0xFFFF:
+    if _PORT.fullmatch(port) is None or int(port) > 0xFFFF:
         raise AddressError(f"{text!r} is no address: HOST:PORT, unix:PATH or -")
     return Tcp(host or LOOPBACK, int(port))

@@ -249,9 +249,13 @@ class Monitor:
         if arguments.stream is None:
             raise CommandError("this is for the debugger that is attached: it is who stops")
         machine, word = self._services.machine, arguments.words["N|all"]
-        if word != "all" and (not (word.isascii() and word.isdecimal()) or int(word) >= _EXCEPTIONS):
+        number = _number(word)
+        if word == "all":
+            named = frozenset(range(_EXCEPTIONS))
+        elif number is not None and number < _EXCEPTIONS:
+            named = frozenset({number})
+        else:
             raise CommandError(f"an exception is 0 to {_EXCEPTIONS - 1}, or all; not {word!r}")
-        named = frozenset(range(_EXCEPTIONS)) if word == "all" else frozenset({int(word)})
         caught = machine.caught_exceptions
         caught = caught - named if arguments.choice == "off" else caught | named
         machine.catch_exceptions(caught)
@@ -337,10 +341,11 @@ class Monitor:
 
     @command("trace [N]", "the trace, or its last N records", looks=True)
     def trace(self, arguments: Arguments) -> Sequence[str]:
-        count = arguments.words.get("N")
-        if count is not None and not count.isdecimal():
-            raise CommandError(f"trace: {count!r} is no number of records")
-        return self._trace().lines(None if count is None else int(count))
+        word = arguments.words.get("N")
+        count = None if word is None else _number(word)
+        if word is not None and count is None:
+            raise CommandError(f"trace: {word!r} is no number of records")
+        return self._trace().lines(count)
 
     @command("ps", "the guest's processes", looks=True)
     def ps(self, _arguments: Arguments) -> Sequence[str]:

@@ -97,7 +97,9 @@ def test_client_without_a_stub_says_so(tmp_path: Path):
         run_monitor_command(Unix(str(tmp_path / "none")), "help", print)
 
 
-@pytest.mark.parametrize("text", ["", "host", "host:port", "host:70000", "unix:", "::1:1234", "host:-1", "host:١"])
+@pytest.mark.parametrize(
+    "text", ["", "host", "host:port", "host:70000", "unix:", "::1:1234", "host:-1", "host:١", "host:" + "1" * 5000]
+)
 def test_addresses_that_are_none(text: str):
     """The text is named in the error."""
     with pytest.raises(AddressError, match=r"address|socket|IPv6"):

@@ -39,7 +39,7 @@ def test_exceptions_are_caught_one_by_one_and_all():
     assert monitor(session, "catch exception all off") == "caught: none\n"
 
 
-@pytest.mark.parametrize("line", ["32", "-1", "x", "\u0661", "14 on", "", "14 off off"])
+@pytest.mark.parametrize("line", ["32", "-1", "x", "\u0661", "14 on", "", "14 off off", "9" * 5000])
 def test_bad_ones_are_refused(line: str):
     machine = FakeMachine(X86_64)
     said = monitor(attached(machine), f"catch exception {line}")

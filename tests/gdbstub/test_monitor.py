@@ -209,6 +209,7 @@ def test_physical_memory_in_the_formats_of_qemu(monitor: Monitor, line: str, sho
         ("xp/4xw nosuch", "no symbol 'nosuch'"),
         ("xp/4xw start+q", "'q' is no offset"),
         ("trace many", "'many' is no number"),
+        ("trace " + "9" * 5000, "is no number of records"),
         ("symbols nosuch*", "no symbol matches"),
         ("symbols start[", "a [ has its ] behind it"),
         ("symbols start[x[]", "no symbol matches 'start[x[]'"),
