@@ -77,7 +77,7 @@ class TargetPackets:
         self._arch = self._arch_then = self._agent.arch = arch
         self._description = target_xml(arch).encode()
         if self.tracing is not None:
-            self.tracing.arch = arch
+            self.tracing.describe(arch)
 
     def _mode_changed(self) -> str:
         """A line for the user where the processor has left the mode that this client's registers are of; else empty.

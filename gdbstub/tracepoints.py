@@ -85,12 +85,16 @@ class Tracing:
         self.user = self.notes = b""
         self.started_us = self.stopped_us = 0
         self._machine = machine
-        self.arch = arch
         self._probes = probes
         self._agent = Agent(machine, arch, self.variables, lambda text: None)
-        self._general = arch.names[: arch.numbers["st0"]]
+        self.describe(arch)
         self.variables.compute(TIMESTAMP, self._now_us)
         self.reset()
+
+    def describe(self, arch: Arch) -> None:
+        """What a debugger is told that the processor is: its numbers of registers are meant from now on."""
+        self.arch = self._agent.arch = arch
+        self._general = arch.names[: arch.numbers["st0"]]
 
     def _now_us(self) -> int:
         return self._machine.clock.now_ns // 1000

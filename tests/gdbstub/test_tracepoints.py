@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emu.arch import X86_64
+from emu.arch import I386, X86_64
 from emu.stops import Breakpoint, Interrupted
 from gdbstub.actions import Send
+from gdbstub.session import Session
 from gdbstub.tracebuffer import DEFAULT_SIZE, MAX_FRAMES, MAX_SIZE, Frame, TraceBuffer
+from gdbstub.tracepoints import Tracing
 from probes.kprobe import Kprobe
 from tests.support.tracing import Target
 
@@ -240,6 +242,16 @@ def test_an_error_ends_the_trace(wide: Target, where: str):
     status = fields(wide.ask(b"qTStatus"))
     assert status["running"] == "0"
     assert status["terror"] == b"invalid memory access at 0x8".hex() + ":5"
+
+
+def test_registers_are_those_of_the_description_that_was_read(wide: Target):
+    """A session that began in another mode of the processor: `reg 16` is rip for gdb, and not that mode's st0."""
+    machine = wide.machine
+    session = Session(machine, I386, tracing=Tracing(machine, I386, wide.probes))
+    define_rip = b"QTDP:1:%x:E:0:0:%b" % (wide.address("target"), x("26001027"))
+    assert session.handle(define_rip) == Send((ERROR,))
+    session.handle(b"qXfer:features:read:target.xml:0,10")
+    assert session.handle(define_rip) == Send((b"OK",))
 
 
 def test_state_variables(wide: Target):
