@@ -17,8 +17,8 @@ def main() -> None:
         import atheris
     except ImportError:
         sys.exit("atheris is not installed: pip install -e '.[test,fuzz]'")
-    with atheris.instrument_imports(include=["gdbstub"]):
-        from tests.fuzz.seeds import conversations, streams, words
+    with atheris.instrument_imports(include=["gdbstub", "probes"]):
+        from tests.fuzz.seeds import commands, conversations, streams, words
         from tests.fuzz.targets import TARGETS
     parser = argparse.ArgumentParser(
         "python -m tests.fuzz",
@@ -31,7 +31,8 @@ def main() -> None:
     given = parser.parse_args()
     corpus = FOLDER / given.target
     corpus.mkdir(parents=True, exist_ok=True)
-    for index, seed in enumerate(streams() if given.target == "codec" else conversations()):
+    seeds = {"codec": streams, "monitor": commands}.get(given.target, conversations)
+    for index, seed in enumerate(seeds()):
         (corpus / f"seed-{index}").write_bytes(seed)
     dictionary = FOLDER / "words"
     dictionary.write_text("".join('"' + "".join(f"\\x{byte:02x}" for byte in word) + '"\n' for word in words()))

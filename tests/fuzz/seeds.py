@@ -53,9 +53,14 @@ _COMMANDS: Final = (
 
 def conversations() -> list[bytes]:
     """Of the sessions: for either word size, a packet a line and an empty line where the guest's run ends."""
-    commands = b"\n".join(b"qRcmd," + command.hex().encode() for command in _COMMANDS) + b"\nc\n\nqRcmd,7472616365"
+    asked = b"\n".join(b"qRcmd," + command.hex().encode() for command in _COMMANDS) + b"\nc\n\nqRcmd,7472616365"
     lines = [b"\n".join(b"" if word == b"|" else word for word in text.split()) for text in _CONVERSATIONS]
-    return [kind + b"\n".join((_SUPPORTED, text)) for text in (*lines, commands) for kind in (b"\0", b"\x80")]
+    return [kind + b"\n".join((_SUPPORTED, text)) for text in (*lines, asked) for kind in (b"\0", b"\x80")]
+
+
+def commands() -> list[bytes]:
+    """Of the monitor."""
+    return [kind + b"\n".join(_COMMANDS).replace(b"\ntrace", b"\n\ntrace") for kind in (b"\0", b"\x80")]
 
 
 def streams() -> list[bytes]:

@@ -21,6 +21,7 @@ from gdbstub.services import services
 from gdbstub.session import Session
 from gdbstub.threads import ThreadChoice
 from gdbstub.tracepoints import Tracing
+from probes import rawtext
 from probes.manager import Manager
 from tests.support.carried import Carried
 from tests.support.fake_machine import CODE, FakeMachine
@@ -99,6 +100,24 @@ def machine(data: bytes) -> None:
         probes.reset()
 
 
+def monitor(data: bytes) -> None:
+    """Lines of monitor commands over the embedded guest and its probes, which runs a little behind each empty one."""
+    guest, moment = _embedded(32 if data[:1] > b"\x7f" else 64)
+    guest.restore(moment)
+    probes = Manager(guest)
+    commands = Monitor(services(guest, probes, quit=lambda: None, threads=ThreadChoice()))
+    try:
+        for line in data[1:].split(b"\n"):
+            if not line:
+                guest.run(MAX_INSTRUCTIONS)
+                continue
+            answer = commands.execute(rawtext.decode(line), lambda text: None)
+            assert answer.lines or not answer.refused, "a refusal says why"
+            assert all("\n" not in text for text in answer.lines)
+    finally:
+        probes.reset()
+
+
 @functools.cache
 def _embedded(bits: int) -> tuple[GuestMachine, Snapshot]:
     guest = boot_embedded(bits, "loop")
@@ -144,4 +163,9 @@ class _Bounded:
         return Interrupted(self._target.registers.read(self._target.registers.arch.pc))
 
 
-TARGETS: Final[dict[str, Callable[[bytes], None]]] = {"codec": codec, "session": session, "machine": machine}
+TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
+    "codec": codec,
+    "session": session,
+    "machine": machine,
+    "monitor": monitor,
+}

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.fuzz.seeds import conversations, streams
-from tests.fuzz.targets import LIMIT, codec, machine, session
+from tests.fuzz.seeds import commands, conversations, streams
+from tests.fuzz.targets import LIMIT, codec, machine, monitor, session
 
 
 @pytest.mark.parametrize("stream", streams())
@@ -21,6 +21,11 @@ def test_streams_are_read_in_any_portions(stream: bytes):
 @pytest.mark.parametrize("conversation", conversations())
 def test_conversations_leave_nothing(target: Callable[[bytes], None], conversation: bytes):
     target(conversation)
+
+
+@pytest.mark.parametrize("lines", commands())
+def test_commands_leave_nothing(lines: bytes):
+    monitor(lines)
 
 
 @given(st.lists(st.sampled_from([b"$", b"%", b"#00", b"#", b"\x03", b"+", b"-", b"*", b"}", b"a" * LIMIT, b"$g#67"])))
@@ -42,6 +47,7 @@ def test_any_line_is_answered(data: bytes):
         ),
         pytest.param(codec, b"\x01" + b"$" + b"a" * LIMIT + b"aa#\x0300", id="Ctrl-C in a long packet's checksum"),
         pytest.param(codec, b"\x01" + b"%" + b"a" * LIMIT + b"aa#00", id="a long notification is not acknowledged"),
+        pytest.param(monitor, b"\0trace " + b"9" * 5000, id="a number that Python does not read"),
         pytest.param(session, b"\x80?\nc123456789abc\n", id="an address of 64 bits for a 32-bit machine"),
     ],
 )
