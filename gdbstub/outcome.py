@@ -66,9 +66,13 @@ def _judge(stop: stops.Stop | None) -> tuple[int, str]:
             return USAGE, f"a probe's handler failed at {pc:#x}: {where}: {error}"
         case stops.Defect(report=report):
             return DEFECT, f"a defect of gdbstub; please report this:\n{report}"
-        case stops.Breakpoint(pc=pc) | stops.Watchpoint(pc=pc) | stops.Step(pc=pc) | stops.Interrupted(pc=pc):
-            return SUCCESS, f"stopped at {pc:#x}"
-        case stops.ProbeStop(pc=pc):
+        case (
+            stops.Breakpoint(pc=pc)
+            | stops.Watchpoint(pc=pc)
+            | stops.Step(pc=pc)
+            | stops.Interrupted(pc=pc)
+            | stops.ProbeStop(pc=pc)
+        ):
             return SUCCESS, f"stopped at {pc:#x}"
         case stops.ExceptionRaised(pc=pc, vector=vector):
             return SUCCESS, f"stopped at {pc:#x}, before exception {vector}"

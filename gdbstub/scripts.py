@@ -81,7 +81,7 @@ class _Output(io.StringIO):
 
 
 class HostScripts:
-    """Implements monitor.Scripts over one folder."""
+    """Implements monitorservices.Scripts over one folder."""
 
     def __init__(self, folder: ScriptFolder, machine: GuestMachine, probes: Manager) -> None:
         self._folder = folder

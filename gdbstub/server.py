@@ -1,7 +1,7 @@
 """The trio shell: listeners, one nursery per connection, and the carrying out of what sessions answer.
 
-Rules: the only room, with `cli` and `emu.runner`, where trio lives; no packet is understood here. A session is called
-in the machine's thread, through the runner. A connection is a visitor until its first packet that needs a stopped
+Rules: trio lives here; no packet is understood here. A session is called in the machine's thread, through the runner,
+or while that has nothing to do in trio's own. A connection is a visitor until its first packet that needs a stopped
 target; with that it becomes *the* debugger and the guest is held. There is one debugger at a time; visitors
 (`gdbstub monitor`) are served meanwhile, and stop the guest for no longer than a look takes.
 """

@@ -1,13 +1,12 @@
 """What `monitor` commands work on, machine side: topics of `info`, named snapshots, the trace as text.
 
-Rules: called in the machine's thread; implements the protocols of `monitor`. Text out, one line an item.
+Rules: called in the machine's thread; implements the protocols of `monitorservices`. Text out, one line an item.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 from emu.boot import GuestMachine
 from emu.iface import MachineError
@@ -52,7 +51,7 @@ def services(
 
 
 class MachineInspector:
-    """Implements monitor.Inspector."""
+    """Implements monitorservices.Inspector."""
 
     def __init__(self, machine: GuestMachine, probes: Manager) -> None:
         self._machine = machine
@@ -61,7 +60,7 @@ class MachineInspector:
         self._instructions_then = machine.instructions
 
     def lines(self, topic: str, /) -> Sequence[str]:
-        """Of one of monitor.TOPICS."""
+        """Of one of monitorservices.TOPICS."""
         return {
             "registers": self._registers,
             "mem": self._mem,
@@ -182,7 +181,7 @@ def _flat(name: str, value: object) -> Iterator[tuple[str, object]]:
 
 
 class GuestSystem:
-    """Implements monitor.System. The guest's operating system is looked for when it is first asked about."""
+    """Implements monitorservices.System. The guest's operating system is looked for when it is first asked about."""
 
     def __init__(self, probes: Manager) -> None:
         self._probes = probes
@@ -206,27 +205,25 @@ class GuestSystem:
         return report.page_cache(self._probes.linux, path)
 
 
-@dataclass
 class NamedSnapshots:
-    """Implements monitor.Snapshots: states kept in memory, by name. A debugger writes no host file."""
+    """Implements monitorservices.Snapshots: states kept in memory, by name. A debugger writes no host file."""
 
-    machine: GuestMachine
-
-    def __post_init__(self) -> None:
+    def __init__(self, machine: GuestMachine) -> None:
+        self._machine = machine
         self._kept: dict[str, Snapshot] = {}
 
     def save(self, name: str, /) -> Sequence[str]:
         """MachineError beyond the limit."""
         if name not in self._kept and len(self._kept) >= _MAX_SNAPSHOTS:
             raise MachineError(f"{_MAX_SNAPSHOTS} snapshots are kept already: use one of their names again")
-        self._kept[name] = self.machine.snapshot()
-        return [f"{name}: saved at instruction {self.machine.instructions:,}"]
+        self._kept[name] = self._machine.snapshot()
+        return [f"{name}: saved at instruction {self._machine.instructions:,}"]
 
     def restore(self, name: str, /) -> Sequence[str]:
         if name not in self._kept:
             raise MachineError(f"no snapshot {name!r}: " + (", ".join(sorted(self._kept)) or "none is kept"))
-        self.machine.restore(self._kept[name])
-        done = f"{name}: restored at instruction {self.machine.instructions:,}"
+        self._machine.restore(self._kept[name])
+        done = f"{name}: restored at instruction {self._machine.instructions:,}"
         return [done, "gdb shows the registers of before until `maintenance flush register-cache`"]
 
     def list(self) -> Sequence[str]:
@@ -237,7 +234,7 @@ class NamedSnapshots:
 
 
 class TraceText:
-    """Implements monitor.Trace; `folder` is where traces may be saved."""
+    """Implements monitorservices.Trace; `folder` is where traces may be saved."""
 
     def __init__(self, probes: Manager, folder: TraceFolder | None = None) -> None:
         self._probes = probes

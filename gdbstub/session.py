@@ -1,9 +1,10 @@
 """One debugger's view of the machine: a packet's payload in, what to do about it out.
 
-Rules: synchronous, in the machine's thread (all but `needs_target` and `take_output`, which touch no machine); no
-sockets, no framing. A session never runs the guest on its own: it answers `Resume`, its owner calls `advance` until a
-stop is had and sends what `stopped` makes of it. This is the only place where an error becomes `E nn`.
-The packets of a kind are in a module each; here is what they share. Source: GDB manual, appendix E.
+Rules: synchronous; in the machine's thread, or in another while that has nothing to do (`needs_target` and
+`take_output`, which touch no machine, in any); no sockets, no framing. A session never runs the guest on its own: it
+answers `Resume`, its owner calls `advance` until a stop is had and sends what `stopped` makes of it. This is the only
+place where an error becomes `E nn`. The packets of a kind are in a module each; here is what they share. Source: GDB
+manual, appendix E.
 """
 
 from __future__ import annotations

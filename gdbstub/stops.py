@@ -96,8 +96,6 @@ def signal(stop: Stop | None) -> int:
 def reason(stop: Stop | None, client: Collection[str]) -> str:
     """The fields of a `T` reply that tell why, in the words that a client which said these features may be sent."""
     match stop:
-        case None | Step():
-            return ""
         case Breakpoint(_, hardware):
             word = "hwbreak" if hardware else "swbreak"
             return f"{word}:;" if f"{word}+" in client else ""
