@@ -18,7 +18,6 @@ from emu.boot import IMAGE_MEMORY, KERNEL_MEMORY, GuestMachine, boot, boot_embed
 from emu.iface import MachineError
 from emu.images.cache import quiet
 from emu.images.fetch import FetchError, debug_image, fetch
-from emu.images.symbolelf import symbol_elf
 from gdbstub import options
 from gdbstub.address import AddressError
 from gdbstub.check import check, symbols
@@ -28,6 +27,7 @@ from gdbstub.outcome import DEFECT, NOT_REACHED, SUCCESS, USAGE, UsageError
 from gdbstub.program import run_program, run_replay
 from gdbstub.recording import RecordError, read_record
 from gdbstub.reporting import report
+from gdbstub.symbolfile import kernel_elf
 from gdbstub.terminal import say
 from probes import rawtext
 from probes.errors import ProbeError
@@ -149,22 +149,12 @@ def _fetch(command: Fetch) -> int:
 def _shell(machine: GuestMachine) -> int:
     from probes.linux.shell import interact  # it changes readline's settings, which only a shell may
 
-    guest = machine.guest
-
-    def image() -> bytes:
-        return symbol_elf(
-            machine.symbols,
-            bits=guest.bits,
-            sections=guest.sections,
-            build_id=guest.build_id,
-            frames=guest.frames(),
-        )
-
+    sections = machine.guest.sections
     try:
         linux = linux_of(machine)
-        start = min(section.address for section in guest.sections)
-        end = max(section.address + section.size for section in guest.sections)
-        interact(linux, machine.registers, image, range(start, end))
+        start = min(section.address for section in sections)
+        end = max(section.address + section.size for section in sections)
+        interact(linux, machine.registers, partial(kernel_elf, machine), range(start, end))
     except ProbeError as error:
         raise UsageError(error.reason) from error
     return SUCCESS

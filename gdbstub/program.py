@@ -19,38 +19,30 @@ import trio
 
 from emu import iface, stops
 from emu.boot import GuestMachine, expect_status
-from emu.images.fetch import FetchError
 from emu.images.initramfs import exec_line
-from emu.images.plan import Section
-from emu.images.symbolelf import symbol_elf
 from emu.pace import WallPacer
 from emu.runner import Runner, open_runner
 from gdbstub.address import AddressError, Stdio, Tcp
 from gdbstub.commands import LogTopic, RunOptions
 from gdbstub.console import ConsoleError, Keyboard, serve_tcp
-from gdbstub.files import FileTree
-from gdbstub.monitor import Monitor
-from gdbstub.observe import ObserverSession
 from gdbstub.outcome import SUCCESS, USAGE, Outcome, UsageError, judge, summary
 from gdbstub.outputs import Output, open_output, reader_is_gone
 from gdbstub.recording import Event, Recorder, Start, event_line, start_line
 from gdbstub.replay import Difference, Replay
 from gdbstub.scripts import HostScripts, ScriptFolder
 from gdbstub.servedir import ServedFolder, open_copy
-from gdbstub.server import NewObserver, NewSession, Server
-from gdbstub.services import services
+from gdbstub.server import Server
 from gdbstub.session import Session
+from gdbstub.sessions import Sessions
 from gdbstub.terminal import say, show_status
 from gdbstub.threads import ThreadChoice
 from gdbstub.tracefiles import TraceFolder
-from gdbstub.tracepoints import Tracing
 from probes.errors import ProbeError
 from probes.export import Export, open_export
 from probes.linux.threads import TaskThreads
 from probes.manager import Manager
 from probes.spec import is_uprobe
 
-EXEC_FILE = "/vmlinux"
 _STATUS_SECONDS = 0.5
 _LONGEST_LOG_TEXT = 2000  # characters, so that a line is written in one piece; a packet may have 16 Ki
 
@@ -356,53 +348,33 @@ class Program:
         if (record := self._record) is not None:
             record.write_line(start_line(self._beginning()))
             self._recorder = Recorder(self.machine, lambda event: record.write_line(event_line(event)))
-        new_session, new_observer = self._sessions()
+        sessions = self._sessions()
         return Server(
             runner,
-            new_session,
+            sessions.debugger,
             on_kill=self.end,
             report=say,
             waiting=self.options.wait,
             log=partial(self._log, "rsp") if self._log is not None else None,
-            new_observer=new_observer,
+            new_observer=sessions.observer,
         )
 
     def _beginning(self) -> Start:
         return Start(self.options.words, self.machine.instructions, self.machine.ram_sha256())
 
-    def _sessions(self) -> tuple[NewSession, NewObserver]:
-        """What makes the session of a debugger, noted by the recorder where there is one, and that of an observer."""
-        machine = self.machine
-        quit_soon = partial(self._token.run_sync_soon, self.end)
-        found = services(machine, self.probes, quit=quit_soon, folder=self._trace_folder(), threads=self._threads)
-        monitor = Monitor(replace(found, scripts=self._scripts))
-        files = self._files()
-        arch = machine.registers.arch
-        tracing = Tracing(machine, arch, self.probes)
-        make: Callable[..., Session] = Session if self._recorder is None else self._recorder.session
-
-        def restart() -> None:
-            try:
-                machine.restore(self._begin().snapshot())
-            except FetchError as error:
-                raise iface.MachineError(str(error)) from error
-
-        def new_session(wake: Callable[[], None]) -> Session:
-            return make(
-                machine,
-                arch,
-                files=files,
-                monitor=monitor,
-                tracing=tracing,
-                restart=restart,
-                threads=self._threads,
-                wake=wake,
-            )
-
-        def new_observer(wake: Callable[[], None]) -> ObserverSession:
-            return ObserverSession(machine, arch, files=files, monitor=monitor, wake=wake)
-
-        return new_session, new_observer
+    def _sessions(self) -> Sessions:
+        """The recorder, where there is one, makes and notes the debuggers'."""
+        return Sessions(
+            self.machine,
+            self.probes,
+            self._threads,
+            quit=partial(self._token.run_sync_soon, self.end),
+            again=self._begin,
+            scripts=self._scripts,
+            traces=self._trace_folder(),
+            folder=self._served,
+            make=Session if self._recorder is None else self._recorder.session,
+        )
 
     def replay(self, start: Start, events: Sequence[Event]) -> Difference | str | None:
         """In place of `run`: what is different from the record, None if nothing is."""
@@ -411,31 +383,7 @@ class Program:
             return "the machine is another one than was recorded, before its first instruction"
         replay = Replay(self.machine, events, waiting=self.options.wait, progress=say)
         self._recorder = Recorder(self.machine, replay.record)
-        return replay.run(self._recorder, self._sessions()[0])
-
-    def _files(self) -> FileTree:
-        """What a debugger may read: the guest's symbols as an ELF file, made when one asks and modules have changed."""
-        machine, guest = self.machine, self.machine.guest
-        if not len(machine.symbols):
-            return FileTree({}, folder=self._served)
-
-        made: dict[int, bytes] = {}  # by the version of the symbols
-
-        def build() -> bytes:
-            symbols = machine.symbols
-            if symbols.version not in made:
-                made.clear()
-                modules = (Section(f".text.{name}", at, end - at, False, True) for name, at, end in symbols.code())
-                made[symbols.version] = symbol_elf(
-                    symbols,
-                    bits=guest.bits,
-                    sections=(*guest.sections, *modules),
-                    build_id=guest.build_id,
-                    frames=guest.frames(),
-                )
-            return made[symbols.version]
-
-        return FileTree({EXEC_FILE: build}, exec_file=EXEC_FILE, folder=self._served)
+        return replay.run(self._recorder, self._sessions().debugger)
 
 
 def _interrupt(server: Server) -> None:

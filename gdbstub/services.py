@@ -13,7 +13,7 @@ from emu.iface import MachineError
 from emu.insn import MAX_INSN_SIZE, InvalidInstruction, decode
 from emu.paging import Page, mappings
 from emu.snapshot import CHUNK, Snapshot
-from gdbstub.monitorservices import Services
+from gdbstub.monitorservices import Scripts, Services
 from gdbstub.threads import ThreadChoice
 from gdbstub.tracefiles import TraceFolder
 from probes.linux import report
@@ -32,6 +32,7 @@ def services(
     *,
     quit: Callable[[], None],
     folder: TraceFolder | None = None,
+    scripts: Scripts | None = None,
     threads: ThreadChoice | None = None,
 ) -> Services:
     """All there is for a machine and its probes; `folder` is where traces may be saved."""
@@ -43,6 +44,7 @@ def services(
         inspector=MachineInspector(machine, probes),
         snapshots=NamedSnapshots(machine),
         disassemble=disassembler(machine),
+        scripts=scripts,
         system=GuestSystem(probes),
         types=lambda: probes.types,
         threads=threads,

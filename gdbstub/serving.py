@@ -17,18 +17,12 @@ from typing import Final, TypeVar
 import trio
 
 from emu.boot import GuestMachine
-from emu.images.symbolelf import symbol_elf
 from emu.runner import Runner, open_runner
 from gdbstub.address import Tcp, parse_address
 from gdbstub.client import run_monitor_command
-from gdbstub.files import FileTree
-from gdbstub.monitor import Monitor
-from gdbstub.observe import ObserverSession
 from gdbstub.server import Server
-from gdbstub.services import services
-from gdbstub.session import Session
+from gdbstub.sessions import Sessions
 from gdbstub.threads import ThreadChoice
-from gdbstub.tracepoints import Tracing
 from probes.linux.threads import TaskThreads
 from probes.manager import Manager
 
@@ -115,17 +109,20 @@ def serve(
     async def main() -> None:
         defects: list[str] = []
         async with open_runner(machine, paused=waiting) as runner, trio.open_nursery() as nursery:
+            token = trio.lowlevel.current_trio_token()
+            threads = ThreadChoice(TaskThreads(machine, lambda: manager.linux))
+            end = partial(token.run_sync_soon, nursery.cancel_scope.cancel)
+            sessions = Sessions(machine, manager, threads, quit=end, again=again)
             server = Server(
                 runner,
-                _sessions(machine, manager, nursery.cancel_scope.cancel, again),
+                sessions.debugger,
                 on_kill=nursery.cancel_scope.cancel,
                 report=defects.append,
                 waiting=waiting,
-                new_observer=lambda wake: ObserverSession(machine, machine.registers.arch, wake=wake),
+                new_observer=sessions.observer,
             )
             (bound,) = await nursery.start(server.serve, Tcp("127.0.0.1", 0))
             (second,) = await nursery.start(partial(server.serve, Tcp("127.0.0.1", 0), observe=True))
-            token = trio.lowlevel.current_trio_token()
             started.put(Served(machine, manager, str(bound), str(second), runner, token, defects))
             await trio.to_thread.run_sync(finish.wait, abandon_on_cancel=True)
             nursery.cancel_scope.cancel()
@@ -151,34 +148,3 @@ def serve(
         raise ServingError("the server does not end")
     if served.defects:
         raise ServingError(served.defects[0])
-
-
-def _sessions(
-    machine: GuestMachine,
-    probes: Manager,
-    end: Callable[[], object],
-    again: Callable[[], GuestMachine] | None,
-) -> Callable[[Callable[[], None]], Session]:
-    guest = machine.guest
-    token = trio.lowlevel.current_trio_token()
-    threads = ThreadChoice(TaskThreads(machine, lambda: probes.linux))
-    monitor = Monitor(services(machine, probes, quit=lambda: token.run_sync_soon(end), threads=threads))
-
-    def symbols() -> bytes:
-        return symbol_elf(
-            machine.symbols, bits=guest.bits, sections=guest.sections, build_id=guest.build_id, frames=guest.frames()
-        )
-
-    files = FileTree({"/vmlinux": symbols}, exec_file="/vmlinux") if len(machine.symbols) else FileTree({})
-    restart = None if again is None else lambda: machine.restore(again().snapshot())
-    tracing = Tracing(machine, machine.registers.arch, probes)
-    return lambda wake: Session(
-        machine,
-        machine.registers.arch,
-        files=files,
-        monitor=monitor,
-        tracing=tracing,
-        restart=restart,
-        threads=threads,
-        wake=wake,
-    )

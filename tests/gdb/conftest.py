@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from emu.boot import GuestMachine, boot_embedded
-from tests.gdb.serving import Served, serve
+from gdbstub.serving import Served, serve
 from tests.support.kernels import another
 
 PIP_GDB = str(Path(sys.executable).parent / "gdb")

@@ -10,8 +10,8 @@ from contextlib import suppress
 import pytest
 
 from gdbstub.automation import GdbError, gdb_session
+from gdbstub.serving import Served, serve
 from tests.gdb.conftest import LINUX
-from tests.gdb.serving import Served, serve
 from tests.support.kernels import switched_on
 
 Embedded = Callable[..., Served]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gdbstub.automation import Frame, GdbSession, gdb_session
-from tests.gdb.serving import Served
+from gdbstub.serving import Served
 
 BUSY = "while true; do ls /proc/1; echo x > /tmp/f; cat /tmp/f | wc; sleep 0.01; done"
 COMMON = [

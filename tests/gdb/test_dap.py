@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from gdbstub.serving import LIMIT
-from tests.gdb.serving import Served
+from gdbstub.serving import LIMIT, Served
 from tests.support.readme import README
 
 Embedded = Callable[..., Served]

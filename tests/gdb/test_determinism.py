@@ -9,8 +9,8 @@ import pytest
 from emu.boot import GuestMachine, boot_embedded
 from emu.stops import ConsoleMatch, PowerOff
 from gdbstub.automation import gdb_session
+from gdbstub.serving import Served, serve
 from tests.gdb.conftest import LINUX
-from tests.gdb.serving import Served, serve
 from tests.support.kernels import another, type_line
 
 WORKLOAD = "for i in 1 2 3 4 5 6; do cat /proc/version; done; echo workload $((1 + 1)) done"

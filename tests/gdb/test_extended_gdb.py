@@ -9,7 +9,7 @@ import pytest
 
 from emu.boot import boot_embedded
 from gdbstub.automation import GdbError, GdbSession
-from tests.gdb.serving import Served, serve
+from gdbstub.serving import Served, serve
 
 
 @contextmanager

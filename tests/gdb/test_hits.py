@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from gdbstub.automation import gdb_session
-from tests.gdb.serving import Served
+from gdbstub.serving import Served
 from tests.support.embedded import Guest
 
 Embedded = Callable[..., Served]

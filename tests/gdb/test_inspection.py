@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from gdbstub.automation import GdbError, GdbSession, gdb_session
-from tests.gdb.serving import Served
+from gdbstub.serving import Served
 
 Embedded = Callable[..., Served]
 UNMAPPED = {64: 0xFFFF_9000_0000_0000, 32: 0xFFF0_0000}

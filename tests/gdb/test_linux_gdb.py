@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from gdbstub.automation import GdbSession, Stopped, gdb_session
+from gdbstub.serving import Served, serve
 from tests.gdb.conftest import LINUX
-from tests.gdb.serving import Served, serve
 from tests.gdb.test_extended_gdb import connected
 from tests.support.images import Load, build_elf
 from tests.support.kernels import PROMPT, another

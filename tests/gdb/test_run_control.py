@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from gdbstub.automation import GdbSession, Stopped, gdb_session
-from tests.gdb.serving import Served
+from gdbstub.serving import Served
 
 Embedded = Callable[..., Served]
 

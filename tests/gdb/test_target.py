@@ -10,7 +10,7 @@ import pytest
 
 from emu.images.embedded import embedded_guest
 from gdbstub.automation import GdbError, GdbSession, Stopped, gdb_session
-from tests.gdb.serving import Served
+from gdbstub.serving import Served
 from tests.support.images import Load, build_elf
 
 Embedded = Callable[..., Served]

@@ -8,7 +8,7 @@ import pytest
 
 from emu.boot import GuestMachine
 from gdbstub.automation import GdbError, GdbSession, gdb_session
-from tests.gdb.serving import serve
+from gdbstub.serving import serve
 from tests.support.kernels import run_shell
 
 _STACK_LINE = re.compile(r"\[<0>\] (\w+)")

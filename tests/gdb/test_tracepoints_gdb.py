@@ -7,8 +7,8 @@ from pathlib import Path
 
 from emu import boot_embedded
 from gdbstub.automation import gdb_session
+from gdbstub.serving import serve
 from tests.gdb.conftest import LINUX
-from tests.gdb.serving import serve
 from tests.support.kernels import another, type_line
 from tests.support.rsp_client import open_gdb
 from tests.support.tracing import World, every_gdb, every_size, open_world

@@ -10,7 +10,7 @@ import pytest
 
 from emu import boot_embedded
 from gdbstub.automation import GdbError, GdbTimeout, find_gdb, gdb_session
-from tests.gdb.serving import Served, serve
+from gdbstub.serving import Served, serve
 
 
 @pytest.fixture(scope="module")

@@ -19,9 +19,9 @@ from gdbstub.monitor import Monitor
 from gdbstub.monitorservices import Services
 from gdbstub.observe import ObserverSession
 from gdbstub.server import Server
+from gdbstub.serving import serve
 from gdbstub.session import Session
 from tests.gdb.conftest import PIP_GDB
-from tests.gdb.serving import serve
 from tests.support.fake_machine import FakeMachine
 from tests.support.process import gdbstub
 from tests.support.rsp_client import RawClient

@@ -14,7 +14,6 @@ import pytest
 import trio
 
 from emu.boot import GuestMachine, boot_embedded
-from emu.images.symbolelf import symbol_elf
 from emu.runner import Runner, open_runner
 from emu.stops import Stop
 from gdbstub.actions import Resume, Send
@@ -22,6 +21,8 @@ from gdbstub.address import Tcp
 from gdbstub.files import FileTree
 from gdbstub.server import Server
 from gdbstub.session import Session
+from gdbstub.sessions import EXEC_FILE
+from gdbstub.symbolfile import kernel_elf
 from gdbstub.tracepoints import Tracing
 from probes.manager import Manager
 from tests.support.rsp_client import Gdb, open_gdb
@@ -105,9 +106,7 @@ class World:
 async def open_world(gdb: str, bits: int, *, machine: GuestMachine | None = None) -> AsyncIterator[World]:
     """The guest stands still until gdb attaches, and whenever gdb has stopped it."""
     target = Target(bits, machine=machine)
-    guest = target.machine.guest
-    elf = symbol_elf(target.machine.symbols, bits=bits, sections=guest.sections, build_id=guest.build_id)
-    files = FileTree({"/vmlinux": elf}, exec_file="/vmlinux")
+    files = FileTree({EXEC_FILE: kernel_elf(target.machine)}, exec_file=EXEC_FILE)
     async with (
         open_runner(target.machine, paused=True) as runner,
         trio.open_nursery() as nursery,
