@@ -13,17 +13,12 @@ import pytest
 from emu import boot_embedded
 from emu.arch import I386, X86_64, Arch
 from gdbstub.serving import serve
-from gdbstub.session import Send, Session
+from gdbstub.session import Session
+from tests.support.asking import ask
 from tests.support.fake_machine import CODE, FakeMachine
 from tests.support.tiny import Tiny
 
 LLDB = str(Path(sys.executable).parent / "lldb")
-
-
-def ask(session: Session, payload: bytes) -> bytes:
-    action = session.handle(payload)
-    assert isinstance(action, Send), action
-    return action.payloads[-1]
 
 
 def pairs(reply: bytes) -> dict[str, str]:

@@ -8,38 +8,20 @@ from xml.etree import ElementTree
 import pytest
 
 from emu import boot_embedded
-from emu.arch import I386, I8086, X86_64, Arch
+from emu.arch import I386, I8086, X86_64, Arch, target_xml
 from emu.machine import Machine
 from emu.stops import Step
-from gdbstub.session import Resume, Send, Session
-from tests.support.fake_machine import CODE, DATA, PAGE, PROGRAM, FakeMachine
+from gdbstub.actions import Resume
+from gdbstub.session import Session
+from tests.support.asking import ask, little, make_session
+from tests.support.fake_machine import CODE, DATA, PAGE, PROGRAM, STACK, FakeMachine
 from tests.support.tiny import UNMAPPED, Tiny
 
 PAGED = 0x80000011
 
 
-def ask(session: Session, payload: bytes) -> bytes:
-    action = session.handle(payload)
-    assert isinstance(action, Send), action
-    return action.payloads[-1]
-
-
 def served(machine: Machine) -> Session:
     return Session(machine, machine.registers.arch)
-
-
-@pytest.fixture
-def machine() -> FakeMachine:
-    return FakeMachine(X86_64)
-
-
-@pytest.fixture
-def session(machine: FakeMachine) -> Session:
-    return Session(machine, X86_64)
-
-
-def little(value: int, size: int) -> bytes:
-    return value.to_bytes(size, "little").hex().encode()
 
 
 # -------------------------------------------------------------------------------------------------------- description
@@ -92,7 +74,112 @@ def test_the_memory_map_covers_every_address_once(arch: Arch, paged: bool):
     assert all(length < 1 << 64 for _, _, length in regions), "gdb reads 64 bits"
 
 
+@pytest.mark.parametrize("arch", [I386, X86_64], ids=lambda arch: arch.name)
+def test_description_is_served_in_parts(arch: Arch):
+    """Read in small windows it is the generated document."""
+    session = make_session(arch, packet_size=0x100)
+    document = b""
+    while True:
+        part = ask(session, b"qXfer:features:read:target.xml:%x,200" % len(document))
+        document += part[1:]
+        if part[:1] == b"l":
+            break
+    assert document.decode() == target_xml(arch)
+    assert ElementTree.fromstring(document).tag == "target"
+
+
+def test_description_has_one_annex(session: Session):
+    """E00 for another, as the manual says; E01 beyond the end."""
+    assert ask(session, b"qXfer:features:read:other.xml:0,100") == b"E00"
+    assert ask(session, b"qXfer:features:read:target.xml:fffff,100") == b"E01"
+
+
+# ----------------------------------------------------------------------------------------------------------- registers
+
+
+@pytest.mark.parametrize("arch", [I386, X86_64], ids=lambda arch: arch.name)
+def test_all_registers_are_read_in_order(arch: Arch):
+    """`g` is every register's bytes, at the place its number says."""
+    session = make_session(arch)
+    for index, name in enumerate(arch.names):
+        session._machine.registers.write(name, index + 1)
+    expected = b"".join(little(index + 1, register.size) for index, register in enumerate(arch.registers))
+    assert ask(session, b"g") == expected
+
+
+def test_all_registers_are_written(session: Session, machine: FakeMachine):
+    """`G` is the inverse of `g`."""
+    values = {name: index + 7 for index, name in enumerate(X86_64.names)}
+    packet = b"G" + X86_64.pack(list(values.values())).hex().encode()
+    assert ask(session, packet) == b"OK"
+    assert machine.registers.values == values
+
+
+def test_one_register_is_read_and_written(session: Session, machine: FakeMachine):
+    """By number, in its own size: rip is 0x10, xmm0 0x28."""
+    assert ask(session, b"p10") == little(CODE)
+    assert ask(session, b"P28=" + b"0102" + b"00" * 14) == b"OK"
+    assert machine.registers.values["xmm0"] == 0x0201
+    assert ask(session, b"p28") == b"0102" + b"00" * 14
+
+
+@pytest.mark.parametrize("payload", [b"p", b"pzz", b"p999", b"P10", b"P10=00", b"P10=zz", b"G00", b"Gq", b"G"])
+def test_malformed_register_packets_change_nothing(session: Session, machine: FakeMachine, payload: bytes):
+    """E01, and the registers are as before."""
+    before = dict(machine.registers.values)
+    assert ask(session, payload) == b"E01"
+    assert machine.registers.values == before
+
+
 # ------------------------------------------------------------------------------------------------------------- memory
+
+
+def test_memory_is_read_in_hex_and_binary(session: Session):
+    """`m` in digits, `x` with its leading `b`."""
+    assert ask(session, b"m%x,4" % DATA) == b"64617461"
+    assert ask(session, b"x%x,4" % DATA) == b"bdata"
+    assert ask(session, b"x%x,0" % DATA) == b"b"
+
+
+def test_memory_is_written_in_hex_and_binary(session: Session, machine: FakeMachine):
+    """`M` and `X`; gdb probes `X` with no bytes."""
+    assert ask(session, b"M%x,2:4142" % DATA) == b"OK"
+    assert ask(session, b"X%x,2:CD" % (DATA + 2)) == b"OK"
+    assert ask(session, b"X%x,0:" % DATA) == b"OK"
+    assert machine.memory.read(DATA, 4) == b"ABCD"
+
+
+def test_reading_ends_where_memory_ends(session: Session):
+    """A prefix is a right answer; nothing at all is EFAULT, never zeros."""
+    last = STACK + PAGE - 2
+    assert ask(session, b"m%x,4" % last) == b"0000"
+    assert ask(session, b"x%x,4" % last) == b"b\0\0"
+    assert ask(session, b"m%x,4" % (STACK + PAGE)) == b"E14"
+    assert ask(session, b"x%x,4" % (STACK + PAGE)) == b"E14"
+
+
+def test_writing_over_the_end_writes_nothing(session: Session, machine: FakeMachine):
+    """All or nothing."""
+    last = STACK + PAGE - 1
+    assert ask(session, b"M%x,2:ffff" % last) == b"E14"
+    assert machine.memory.read(last, 1) == b"\0"
+
+
+def test_a_read_is_cut_to_the_packet_size():
+    """The client asks for more than was announced; the reply still fits."""
+    session = make_session(packet_size=0x100)
+    assert len(ask(session, b"m%x,ffffffffffff" % CODE)) == 0x100
+    session._machine.memory.write(CODE, b"#" * 0x200)
+    assert ask(session, b"x%x,200" % CODE) == b"b" + b"#" * 127
+
+
+@pytest.mark.parametrize(
+    "payload",
+    b"m|m0|m,|m0,|m-1,4|m 1,4|m1_0,4|m11111111111111111,1|m1,1,1|x1|M20000,1|M20000,2:41|M20000,1:4|X,0:".split(b"|"),
+)
+def test_malformed_memory_packets_are_refused(session: Session, payload: bytes):
+    """One error for all of them."""
+    assert ask(session, payload) == b"E01"
 
 
 @pytest.mark.parametrize("bits", [32, 64])

@@ -15,6 +15,7 @@ from gdbstub.monitor import Monitor
 from gdbstub.monitorservices import Services
 from gdbstub.session import Session
 from gdbstub.threads import ThreadChoice
+from tests.support.asking import ask
 from tests.support.fake_machine import CODE, FakeMachine
 
 GDB = b"qSupported:multiprocess+;swbreak+;error-message+"
@@ -80,12 +81,6 @@ def session(tasks: FakeTasks) -> Session:
     ask(session, GDB)
     session.open()
     return session
-
-
-def ask(session: Session, payload: bytes) -> bytes:
-    action = session.handle(payload)
-    assert isinstance(action, Send), action
-    return action.payloads[-1]
 
 
 def test_listings_name_every_task(session: Session, tasks: FakeTasks) -> None:

@@ -1,4 +1,4 @@
-"""Z2 to Z4 byte by byte: what is inserted, what the stop reply says, what is left when the debugger goes."""
+"""Z0 to Z4 byte by byte: what is inserted, what the stop reply says, what is left when the debugger goes."""
 
 from __future__ import annotations
 
@@ -7,28 +7,49 @@ import pytest
 from emu.arch import I386, X86_64
 from emu.boot import boot_embedded
 from emu.stops import WatchKind, Watchpoint
-from gdbstub.actions import Resume, Send
+from gdbstub.actions import Resume
 from gdbstub.breakpackets import MAX_BREAKPOINTS
 from gdbstub.session import Session
-from tests.support.fake_machine import DATA, FakeMachine
+from tests.support.asking import ask
+from tests.support.fake_machine import CODE, DATA, FakeMachine
 
 KINDS = [(b"2", WatchKind.WRITE), (b"3", WatchKind.READ), (b"4", WatchKind.ACCESS)]
 
 
-@pytest.fixture
-def machine() -> FakeMachine:
-    return FakeMachine(X86_64)
+# --------------------------------------------------------------------------------------------------------- breakpoints
 
 
-@pytest.fixture
-def session(machine: FakeMachine) -> Session:
-    return Session(machine, X86_64)
+@pytest.mark.parametrize(("kind", "hardware"), [(b"0", False), (b"1", True)])
+def test_breakpoints_are_idempotent(session: Session, machine: FakeMachine, kind: bytes, hardware: bool):
+    """Twice inserted and once removed is removed; removing again is fine."""
+    place = b"%x,1" % (CODE + 3)
+    assert ask(session, b"Z" + kind + b"," + place) == b"OK"
+    assert ask(session, b"Z" + kind + b"," + place) == b"OK"
+    assert machine.breakpoints == {(CODE + 3, hardware)}
+    assert ask(session, b"z" + kind + b"," + place) == b"OK"
+    assert ask(session, b"z" + kind + b"," + place) == b"OK"
+    assert machine.breakpoints == set()
 
 
-def ask(session: Session, payload: bytes) -> bytes:
-    action = session.handle(payload)
-    assert isinstance(action, Send)
-    return b"|".join(action.payloads)
+def test_closing_removes_this_sessions_breakpoints_only(session: Session, machine: FakeMachine):
+    """Another owner's stay."""
+    machine.insert_breakpoint(CODE + 1)
+    ask(session, b"Z0,%x,1" % CODE)
+    ask(session, b"z0,%x,1" % (CODE + 1))
+    session.close()
+    session.close()
+    assert machine.breakpoints == {(CODE + 1, False)}
+
+
+def test_the_number_of_breakpoints_is_bounded(session: Session):
+    """A hostile client cannot fill our memory; what is there stays idempotent."""
+    for address in range(MAX_BREAKPOINTS):
+        assert ask(session, b"Z0,%x,1" % address) == b"OK"
+    assert ask(session, b"Z0,ffffff,1") == b"E01"
+    assert ask(session, b"Z0,0,1") == b"OK"
+
+
+# -------------------------------------------------------------------------------------------------------- watchpoints
 
 
 @pytest.mark.parametrize(("number", "kind"), KINDS)
