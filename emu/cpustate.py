@@ -174,6 +174,8 @@ class CpuState:
         self._efer = layout.efer // 8
         self.control_at = (self._cr, self._cr + 3, self._cr + 4, self._efer)  # CR0, CR3, CR4, EFER
         self._error_at = layout.error
+        self._debug_at = layout.error + _ERROR_AT["dr"]
+        self._breaks = slice(layout.error + _ERROR_AT["breaks"], layout.error + _ERROR_AT["old_exception"])
         self.old_exception_at = (layout.error + _ERROR_AT["old_exception"]) // 4
         self._msrs = dict(layout.msrs)
         self.running = False  # the engine is inside `run`
@@ -377,10 +379,17 @@ class CpuState:
         self.forget_exception()
 
     def debug_register(self, index: int) -> int:
-        return self.words[(self._error_at + _ERROR_AT["dr"]) // 8 + index]
+        return self.words[self._debug_at // 8 + index]
 
     def set_debug_register(self, index: int, value: int) -> None:
-        self.words[(self._error_at + _ERROR_AT["dr"]) // 8 + index] = value
+        self.words[self._debug_at // 8 + index] = value
+        if index == 7:
+            self._forget_breaks()
+
+    def _forget_breaks(self) -> None:
+        """The engine follows its pointers, by what kind DR7 says they are, when the guest writes DR7 next. Where they
+        are not of this engine, or not of that kind, it may find none. (What it leaves behind never triggers.)"""
+        self._bytes[self._breaks] = bytes(self._breaks.stop - self._breaks.start)
 
     # ------------------------------------------------------------------------------------------------ set aside, inside
 
@@ -394,10 +403,14 @@ class CpuState:
     def put_back(self, kept: Kept, keep_system: bool) -> bool:
         """The state set aside. `keep_system`: but control registers, tables and MSRs stay as they are.
 
+        So do debug registers in any case, which the engine's pointers must go with.
+
         -> whether page walks must be forgotten.
         """
         now = {at: bytes(self._bytes[at : at + size]) for at, size in self._system_parts()}
+        debug = bytes(self._bytes[self._debug_at : self._breaks.stop])
         self._bytes[:] = kept.image
+        self._bytes[self._debug_at : self._breaks.stop] = debug
         self.running = kept.running
         changed = any(self._bytes[at : at + len(data)] != data for at, data in now.items())
         if keep_system and changed:
@@ -418,10 +431,16 @@ class CpuState:
     # ------------------------------------------------------------------------------------------------------ as bytes
 
     def image(self) -> bytes:
-        """The whole image between runs, for snapshots; only an engine of the same layout can take it back."""
-        return bytes(self._bytes)
+        """The whole image between runs, for snapshots, without what is this process's alone.
+
+        Only an engine of the same layout can take it back.
+        """
+        whole = bytearray(self._bytes)
+        whole[self._breaks] = bytes(self._breaks.stop - self._breaks.start)
+        return bytes(whole)
 
     def load_image(self, data: bytes) -> None:
         if len(data) != len(self._bytes):
             raise EngineMismatch(f"{version()}: a CPU state of {len(data)} bytes, {len(self._bytes)} expected")
         self._bytes[:] = data
+        self._forget_breaks()  # of a file that somebody else has made

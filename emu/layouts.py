@@ -45,7 +45,7 @@ ErrorImage = Struct(
     "exception_is_int" / Int32ul,
     "exception_next_eip" / Int64ul,
     "dr" / Array(8, Int64ul),
-    Padding(32),
+    "breaks" / Bytes(32),  # pointers of the engine's to what it has set up for DR0 to DR3
     "old_exception" / Int32sl,
 )
 

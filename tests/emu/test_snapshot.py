@@ -97,6 +97,25 @@ def test_halted_processor_stays_halted(bits: int) -> None:
 # ------------------------------------------------------------------------------------------------------- armed places
 
 
+def test_debug_registers_of_the_guest_go_with_it(bits: int) -> None:
+    """Set before the snapshot and cleared after it: the engine holds pointers meanwhile, which no other may follow."""
+    source = (
+        f"lea xax, [{CODE}]; mov dr0, xax; mov eax, 0x401; mov dr7, xax; nop;"
+        "xor eax, eax; mov dr7, xax; mov eax, 0x402; mov dr7, xax; hlt"
+    )
+    first, second = Tiny(bits, source).machine, Tiny(bits, source).machine
+    first.run(5)
+    second.run(5)
+    snapshot = first.snapshot()
+    assert snapshot.cpu == second.snapshot().cpu
+    assert isinstance(first.run(100), Halted)
+    for machine in (first, Tiny(bits, source).machine):
+        machine.restore(snapshot)
+        assert machine.cpu.debug_register(7) & 0xFF == 1
+        assert isinstance(machine.run(100), Halted)
+        assert machine.cpu.debug_register(7) & 0xFF == 2
+
+
 def test_snapshot_with_breakpoints_is_the_one_without() -> None:
     """Int3 bytes are ours, not the guest's: RAM in the snapshot has none."""
     bare, armed = boot_embedded(64, WORKLOAD), boot_embedded(64, WORKLOAD)
