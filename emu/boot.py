@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from emu.hostfile import read_file
 from emu.iface import ImageError, MachineError
 from emu.images import facts, initramfs
 from emu.images.cache import Progress, quiet
@@ -23,7 +24,7 @@ from emu.images.fetch import DEFAULT_PACKAGES, fetch
 from emu.images.plan import Image, Section
 from emu.machine import Machine
 from emu.patching import PATCHERS, PatchingGuard
-from emu.snapshot import Snapshot
+from emu.snapshot import Snapshot, check_members, check_row
 from emu.stops import GuestExit, Panic, PowerOff, Stop
 from emu.symbols import Symbol, SymbolTable, kallsyms, pack_symbols, unpack_symbols
 
@@ -196,12 +197,19 @@ def boot_embedded(bits: int = 64, append: str = "", *, memory: int = 32 << 20, p
     return _start_image(embedded_guest(bits, append, pae=pae), f"embedded guest, {bits} bits", memory)
 
 
+_ABOUT = {"kind": str, "title": str, "bits": int, "virtual_offset": int, "sections": list, "facts_key": str}
+_ABOUT |= {"settled": bool, "symbols": str}
+_SECTION = (str, int, int, bool, bool)
+"""What `_describe` writes of a guest and of a section, as a file gives it back."""
+
+
 def restore(source: str | Path | Snapshot, progress: Progress = quiet) -> GuestMachine:
     """A new machine at the instruction where the snapshot, or the file that `save` wrote, was taken. ImageError."""
     name = "snapshot" if isinstance(source, Snapshot) else str(source)
     snapshot = source if isinstance(source, Snapshot) else Snapshot.open(Path(source))
     about = snapshot.state.get("about", {})
     try:
+        check_members("the guest", about, _ABOUT)
         symbols = _unpacked(about["symbols"])
         guest = Guest(
             about["kind"],
@@ -209,7 +217,7 @@ def restore(source: str | Path | Snapshot, progress: Progress = quiet) -> GuestM
             about["bits"],
             about["virtual_offset"],
             bytes.fromhex(about["build_id"]) if about["build_id"] else None,
-            tuple(Section(*row) for row in about["sections"]),
+            tuple(Section(*check_row("a section", row, _SECTION)) for row in about["sections"]),
             about["facts_key"],
             about["settled"],
         )
@@ -231,16 +239,6 @@ def restore(source: str | Path | Snapshot, progress: Progress = quiet) -> GuestM
 def _unpacked(symbols: str) -> SymbolTable:
     """A snapshot's symbols; kept, because the same one is often restored many times and a table never changes."""
     return SymbolTable(unpack_symbols(base64.b64decode(symbols)))
-
-
-def read_file(path: Path, limit: int = 1 << 30) -> bytes:
-    """A host file's bytes; ImageError where it cannot be read or has more than `limit`."""
-    try:
-        if path.stat().st_size > limit:
-            raise ImageError(str(path), f"larger than {limit >> 20} MiB")
-        return path.read_bytes()
-    except OSError as error:
-        raise ImageError(str(path), (error.strerror or str(error)).lower()) from error
 
 
 def _start_image(image: Image, title: str, memory: int) -> GuestMachine:

@@ -9,7 +9,7 @@ import bisect
 from dataclasses import dataclass
 from pathlib import Path
 
-from emu.boot import read_file
+from emu.hostfile import read_file
 from emu.iface import MemoryFault
 from emu.images.cache import Progress, quiet
 from emu.images.detect import load_kernel

@@ -100,8 +100,10 @@ class Machine(RunLoop):
     def restore(self, snapshot: Snapshot) -> None:
         """Go on from `snapshot`, of a machine of the same size and processor. Armed places are armed again over it."""
         if (snapshot.memory, snapshot.long_mode) != (self.ram.size, self.long_mode):
+            theirs, ours = ("64" if wide else "32" for wide in (snapshot.long_mode, self.long_mode))
             raise MachineError(
-                f"the snapshot is of a machine with {snapshot.memory >> 20} MiB, this has {self.ram.size >> 20}"
+                f"the snapshot is of a machine with {snapshot.memory >> 20} MiB and a {theirs}-bit processor, "
+                f"this has {self.ram.size >> 20} MiB and a {ours}-bit one"
             )
         state = snapshot.state
         self.text.disarm_all(self._debugger)

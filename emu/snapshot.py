@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,12 +19,15 @@ from typing import Any
 import zstandard
 from construct import Bytes, Const, ConstructError, Int32ul, Struct
 
+from emu.hostfile import read_file
 from emu.iface import ImageError
 from emu.ram import MAX_SIZE, MIN_SIZE, Ram
 
 CHUNK = 64 << 10
 _ZERO = bytes(CHUNK)
 _LIMIT = 64 << 20  # bytes of the JSON description a file may claim
+_FILE_LIMIT = MAX_SIZE + 2 * _LIMIT
+_PIECE = 1024  # bytes of a file's memory unpacked at once: 4 of them can make 128 KiB (RFC 8878, 3.1.1.2.3)
 FORMAT = 1
 
 Header = Struct(
@@ -81,10 +84,7 @@ class Snapshot:
     def open(cls, path: Path) -> Snapshot:
         """Read a file that `save` wrote; ImageError says what is wrong with any other."""
         name = str(path)
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise ImageError(name, error.strerror or str(error)) from error
+        data = read_file(path, _FILE_LIMIT)
         try:
             header = Header.parse(data)
         except ConstructError:
@@ -96,19 +96,18 @@ class Snapshot:
         if hashlib.sha256(small).digest() != header.description_sha256:
             raise ImageError(name, "the description is damaged", at)
         try:
-            described = json.loads(zstandard.ZstdDecompressor().decompress(small, max_output_size=_LIMIT))
+            text = zstandard.ZstdDecompressor().stream_reader(small).read(_LIMIT + 1)
+            if len(text) > _LIMIT:
+                raise ValueError(f"longer than {_LIMIT >> 20} MiB")
+            described = json.loads(text)
             cpu = _check_description(described)
-        except (zstandard.ZstdError, ValueError) as error:
+        except (zstandard.ZstdError, ValueError, RecursionError) as error:
             raise ImageError(name, f"the description is wrong: {error}", at) from error
         at += header.description_size
         try:
-            stream = zstandard.ZstdDecompressor().stream_reader(data[at:])
-            ram = {index: stream.read(CHUNK) for index in described["chunks"]}
-            beyond = stream.read(1)  # reading to the end is what compares the checksum
-        except zstandard.ZstdError as error:
+            ram = _unpack_chunks(memoryview(data)[at:], described["chunks"])
+        except (zstandard.ZstdError, ValueError) as error:
             raise ImageError(name, f"the memory is damaged: {error}", at) from error
-        if beyond or any(len(chunk) != CHUNK for chunk in ram.values()):
-            raise ImageError(name, "the memory has another size than the description says", at)
         return cls(described["memory"], described["long_mode"], ram, cpu, described["state"])
 
 
@@ -122,7 +121,7 @@ def _check_description(described: object) -> bytes:
 
     What the clock, the devices and `about` hold is for those who load it to check.
     """
-    members = _check_members("the description", described, _DESCRIPTION)
+    members = check_members("the description", described, _DESCRIPTION)
     memory, chunks = members["memory"], members["chunks"]
     if not MIN_SIZE <= memory <= MAX_SIZE or memory % (2 << 20):
         raise ValueError(f"memory size {memory}")
@@ -130,7 +129,7 @@ def _check_description(described: object) -> bytes:
         raise ValueError("a chunk's number is no integer")
     if chunks and (chunks[0] < 0 or chunks[-1] >= memory // CHUNK or any(a >= b for a, b in pairwise(chunks))):
         raise ValueError("the chunks' numbers are not rising or beyond memory")
-    state = _check_members("the state", members["state"], _STATE)
+    state = check_members("the state", members["state"], _STATE)
     counts = [state["instructions"]] + ([] if state.get("poll_at") is None else [state["poll_at"]])
     if any(type(count) is not int or not 0 <= count < _COUNT_LIMIT for count in counts):
         raise ValueError(f"instruction counts {counts}")
@@ -138,13 +137,42 @@ def _check_description(described: object) -> bytes:
     return bytes.fromhex(members["cpu"])
 
 
-def _check_members(what: str, found: object, kinds: Mapping[str, type]) -> dict[str, Any]:
+def check_members(what: str, found: object, kinds: Mapping[str, type]) -> dict[str, Any]:
+    """`found`, where it is a JSON object with at least these members, of these kinds; else ValueError."""
     if not isinstance(found, dict):
         raise ValueError(f"{what} is no object")
     for name, kind in kinds.items():
         if type(found.get(name)) is not kind:
             raise ValueError(f"{what} has no {kind.__name__} named {name}")
     return found
+
+
+def check_row(what: str, found: object, kinds: Sequence[type]) -> list[Any]:
+    """`found`, where it is a JSON array of such values; else ValueError."""
+    if not isinstance(found, list) or list(map(type, found)) != list(kinds):
+        raise ValueError(f"{what} is not of {', '.join(kind.__name__ for kind in kinds)}")
+    return found
+
+
+def _unpack_chunks(packed: memoryview, indices: Sequence[int]) -> dict[int, bytes]:
+    """One frame that holds just these chunks, to its end, where its checksum is; ZstdError or ValueError."""
+    frame = zstandard.ZstdDecompressor().decompressobj()
+    chunks: dict[int, bytes] = {}
+    waiting, rest = iter(indices), bytearray()
+    for at in range(0, len(packed), _PIECE):
+        if frame.eof:
+            raise ValueError("it goes on behind its end")
+        rest += frame.decompress(packed[at : at + _PIECE])
+        while len(rest) >= CHUNK and (index := next(waiting, None)) is not None:
+            chunks[index] = bytes(rest[:CHUNK])
+            del rest[:CHUNK]
+        if len(chunks) == len(indices) and rest:
+            raise ValueError("it has more than the description says")
+    if not frame.eof or frame.unused_data:
+        raise ValueError("it goes on behind its end" if frame.eof else "it is cut short")
+    if len(chunks) < len(indices) or rest:
+        raise ValueError("it has less than the description says")
+    return chunks
 
 
 def pack_ram(ram: Ram) -> dict[int, bytes]:

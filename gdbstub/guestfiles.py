@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from emu.boot import read_file
+from emu.hostfile import read_file
 from emu.images import initramfs
 from emu.images.fetch import Fetched
 from probes.arch import Convention

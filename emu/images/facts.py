@@ -7,6 +7,7 @@ key; where the cache has lost the facts, they are empty and whoever needs them s
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from emu.images.plan import Kernel
 from emu.symbols import Symbol
 
 _LIMIT = 64 << 20
+_KEY = re.compile("[0-9a-f]{64}")
 FRAMES, BTF = "frames2", "btf"
 """File name endings; the first has the number of what makes it, so that older tables are made anew."""
 
@@ -48,8 +50,8 @@ def keep(kernel: Kernel, path: str, symbols: Sequence[Symbol], progress: Progres
 
 def read(key: str, fact: str) -> bytes:
     """FRAMES (a .debug_frame section) or BTF (a .BTF section); empty where the kernel has none or nothing is kept."""
-    if not key:
-        return b""
+    if not _KEY.fullmatch(key):
+        return b""  # none, or what a damaged snapshot says
     try:
         packed = _file(key, fact).read_bytes()
         return zstandard.ZstdDecompressor().decompress(packed, max_output_size=_LIMIT)

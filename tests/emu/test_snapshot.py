@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emu import GuestMachine, boot_embedded, restore
+from emu.hostfile import read_file
 from emu.iface import BackEnd, ImageError, MachineError
 from emu.snapshot import CHUNK, Header, Snapshot
 from emu.stops import Breakpoint, GuestExit, Halted
@@ -224,6 +225,12 @@ def test_truncated_file_is_refused(tmp_path_factory: pytest.TempPathFactory, sav
     refusal(tmp_path_factory.getbasetemp() / "truncated", saved[: int(len(saved) * cut)])
 
 
+def test_end_of_the_checksum_is_missed(tmp_path: Path, saved: bytes) -> None:
+    """The memory is whole, but nothing says so: with the last bytes gone it is refused too."""
+    for missing in (1, 2, 3, 4):
+        assert "memory is damaged" in refusal(tmp_path / "f", saved[:-missing])
+
+
 @given(where=st.floats(0, 0.9999), bit=st.integers(0, 7))
 def test_flipped_bit_is_noticed(tmp_path_factory: pytest.TempPathFactory, saved: bytes, where: float, bit: int) -> None:
     """Any bit of the file: in the header, the description or the memory."""
@@ -236,10 +243,7 @@ def rewritten(saved: bytes, change: Callable[[Any], Any]) -> bytes:
     """The file with another description, its hash right: made by somebody who means it."""
     header, at = Header.parse(saved), Header.sizeof()
     described = json.loads(zstandard.ZstdDecompressor().decompress(saved[at : at + header.description_size]))
-    small = zstandard.ZstdCompressor().compress(json.dumps(change(described)).encode())
-    fields = {"format": header.format, "description_size": len(small)}
-    head = Header.build({**fields, "description_sha256": hashlib.sha256(small).digest()})
-    return bytes(head + small + saved[at + header.description_size :])
+    return with_description(saved, zstandard.ZstdCompressor().compress(json.dumps(change(described)).encode()))
 
 
 def without(name: str) -> Callable[[Any], Any]:
@@ -282,8 +286,44 @@ HOSTILE: dict[str, Callable[[Any], Any]] = {
     "about is text": state_with(about="x"),
     "about has a bad symbol table": lambda d: state_with(about={**d["state"]["about"], "symbols": "AAAA"})(d),
     "about has bad sections": lambda d: state_with(about={**d["state"]["about"], "sections": [[1]]})(d),
+    "about has a section of text": lambda d: state_with(
+        about={**d["state"]["about"], "sections": [["a", "b", "c", "d", "e"]]}
+    )(d),
+    "about has a number for a title": lambda d: state_with(about={**d["state"]["about"], "title": 1})(d),
     "about has a bad build-id": lambda d: state_with(about={**d["state"]["about"], "build_id": "xyz"})(d),
 }
+
+
+def with_description(saved: bytes, small: bytes) -> bytes:
+    """The file with `small` for its compressed description, its hash right."""
+    header = Header.parse(saved)
+    fields = {"format": header.format, "description_size": len(small)}
+    head = Header.build({**fields, "description_sha256": hashlib.sha256(small).digest()})
+    return bytes(head + small + saved[Header.sizeof() + header.description_size :])
+
+
+def test_bottomless_description_is_refused(tmp_path: Path, saved: bytes) -> None:
+    """Brackets within brackets, and a frame that says it holds 32 TiB: neither recursion nor memory runs out."""
+    nested = zstandard.ZstdCompressor().compress(b"[" * 200_000)
+    assert "description is wrong" in refusal(tmp_path / "f", with_description(saved, nested))
+    # RFC 8878, 3.1.1: magic, a single segment with 8 bytes of content size, an empty last block
+    large = b"\x28\xb5\x2f\xfd\xe0" + (1 << 45).to_bytes(8, "little") + b"\x01\0\0"
+    assert "description is wrong" in refusal(tmp_path / "f", with_description(saved, large))
+
+
+def test_a_device_for_a_file_is_refused() -> None:
+    """It has no end: no more than the largest snapshot is read of it, and here not as much."""
+    with pytest.raises(ImageError, match="larger than 1 MiB"):
+        read_file(Path("/dev/zero"), 1 << 20)
+
+
+@pytest.mark.parametrize("key", ["../../../../etc/passwd", "\0", "\ud800", "0" * 63])
+def test_snapshot_names_no_file_of_the_host(tmp_path: Path, saved: bytes, key: str) -> None:
+    """The key of a kernel's facts is a hash; another one finds nothing, and is no error."""
+    path = tmp_path / "f"
+    path.write_bytes(rewritten(saved, lambda d: state_with(about={**d["state"]["about"], "facts_key": key})(d)))
+    guest = restore(path).guest
+    assert (guest.frames(), guest.btf()) == (b"", b"")
 
 
 @pytest.mark.parametrize("what", HOSTILE)
@@ -294,7 +334,7 @@ def test_hostile_description_is_refused(tmp_path: Path, saved: bytes, what: str)
 
 def test_snapshot_of_another_size_is_refused() -> None:
     snapshot = boot_embedded(64, "idle").snapshot()
-    with pytest.raises(MachineError, match="of a machine with 32 MiB, this has 64"):
+    with pytest.raises(MachineError, match="with 32 MiB and a 64-bit processor, this has 64 MiB"):
         boot_embedded(64, "idle", memory=64 << 20).restore(snapshot)
 
 
