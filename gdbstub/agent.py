@@ -44,7 +44,6 @@ class Fault(enum.Enum):
 
     MEMORY = "invalid memory access"
     DIVISION = "division by zero"
-    EMPTY = "the expression has no value"
     STEPS = f"more than {MAX_STEPS} instructions"
     SPACE = f"more than {MAX_MEMORY} bytes of memory"
 

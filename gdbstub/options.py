@@ -56,6 +56,30 @@ exit status:
 """
 
 
+_ANSWERS = {
+    "demo": ("every step worked", "one did not, and is named"),
+    "fetch": ("the kernel is in the cache", None),
+    "symbols": ("something matches", "nothing does"),
+    "report": ("the report is printed", None),
+    "check": ("every line is accepted", "one is rejected"),
+    "monitor": ("the command was carried out", "it was refused, for the reason that is printed"),
+    "drgn": ("the shell was left", None),
+    "replay": ("everything happened again", "something was different"),
+}
+"""What 0 and 1 say of the commands that run no guest of the user's; None: there is no 1."""
+
+
+def _exit_status(name: str) -> str:
+    if name not in _ANSWERS:
+        return EXIT_STATUS
+    success, failure = _ANSWERS[name]
+    return (
+        f"exit status:\n  0  {success}\n"
+        + ("" if failure is None else f"  1  {failure}\n")
+        + "  2  usage, or a file, package or server that cannot be had\n  4  our own defect, with a report to send\n"
+    )
+
+
 _KERNEL_HELP = "a bzImage or vmlinux file, amd64 or i386, or a Debian package linux-image-... (default: amd64)"
 
 _Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
@@ -76,7 +100,8 @@ def parser() -> argparse.ArgumentParser:
     top = _Parser(
         prog="gdbstub",
         description="Boot a stock Linux kernel, or any image, under emulation; attach stock gdb; probe any function.",
-        epilog=f"`gdbstub COMMAND --help` tells more, with examples.\n\n{EXIT_STATUS}",
+        epilog="`gdbstub COMMAND --help` tells more, with examples and its exit status: of boot and load, this.\n\n"
+        + EXIT_STATUS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -114,7 +139,7 @@ def _sub(commands: _Commands, name: str, text: str) -> _Parser:
         name,
         help=text,
         description=text[0].upper() + text[1:] + ".",
-        epilog=f"{EXAMPLES[name]}\n{EXIT_STATUS}",
+        epilog=f"{EXAMPLES[name]}\n{_exit_status(name)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -136,7 +161,7 @@ def _add_check(commands: _Commands) -> None:
         "--sysroot", metavar="DIR", type=Path, help="where the guest's files lie (default: the fetched initramfs)"
     )
     check.add_argument("--each", action="store_true", help="every line alone; else they build on each other")
-    check.add_argument("--json", action="store_true", help="one JSON object a line, with the fields of a test row")
+    check.add_argument("--json", action="store_true", help="one JSON object a line: verdict, errno, error, caret ...")
 
 
 def _add_boot(commands: _Commands) -> None:
