@@ -1,6 +1,6 @@
 """What stands before a return address: whether a word on the stack is one, and which function the call names.
 
-Rules: reads guest code only. Source: Intel SDM vol. 2, CALL.
+Rules: reads guest code and symbols only. Source: Intel SDM vol. 2, CALL; of Linux's entry code arch/x86/entry.
 """
 
 from __future__ import annotations
@@ -14,21 +14,35 @@ _DIRECT_SIZES: Final = (5, 3)
 _GROUP_5: Final = 0xFF  # call r/m is /2, a far one /3
 _INDIRECT_SIZES: Final = range(2, 8)  # with a SIB byte and a displacement of 32 bits
 _FAR_DIRECT, _FAR_SIZE = 0x9A, 7
+_USER: Final = 3
 _KNOWN: Final = 4096  # return addresses remembered; a kernel's hot function has some hundreds of callers
 
 
 class Callers:
-    """The calls of a machine's guest."""
+    """The calls of a machine's guest. Addresses below `kernel_start` are of programs, where ring 0 has none."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, kernel_start: int = 0) -> None:
         self._machine = machine
+        self._kernel_start = kernel_start
         self._known: set[int] = set()
 
-    def is_return_address(self, address: int) -> bool:
+    def in_entry_code(self, address: int) -> bool:
+        """Linux's way into the kernel and out of it: whatever comes there by an interrupt, a jump or an `iret`.
+
+        The word on top of the stack may then be where an `iret` is to go, and look like a return address.
+        """
+        lookup = self._machine.symbols.lookup
+        start, end = lookup("__entry_text_start"), lookup("__entry_text_end")
+        return bool(start and end) and start[0].address <= address < end[0].address
+
+    def is_return_address(self, address: int, cpl: int = 0) -> bool:
         """It stands behind a call, or is where a function begins: kernels push those by hand, as for a new task.
 
-        Other words lie on top of the stack where code is entered without a call, as interrupts and labels are.
+        `cpl` is the privilege level that would return. Other words lie on top of the stack where code is entered
+        without a call, as interrupts and labels are.
         """
+        if address < self._kernel_start and cpl != _USER:
+            return False  # on a program's stack, where SYSCALL leaves it, or in the frame of an interrupt
         if address in self._known:
             return True
         try:

@@ -89,7 +89,7 @@ class Kprobes:
         if probe.last and any(known.last for known in place.probes):
             raise ProbeError(errno.EEXIST, "one such probe stands there already")
         probe.gone = False
-        place.probes.insert(len(place.probes) if probe.last else 0, probe)
+        place.insert(probe)
         try:
             self._update(place)
         except ProbeError:

@@ -53,6 +53,8 @@ class Kprobe:
         self.disabled = disabled
         self.arm: Arm = arm
         self.last = False  # a client's: its pre-handler runs after all others, and an address takes one such probe
+        self.first = False  # a client's: its pre-handler runs before all others, which so cannot skip it
+        self.on_skip: PreHandler | None = None  # a client's: a later handler has set where the guest goes, at `regs`
         self.address: int | None = None
         self.gone = False  # the guest has freed the code
         self.waits = False  # a client's: the module in `symbol` ("MODULE:NAME") is not loaded; armed when it is

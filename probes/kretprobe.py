@@ -42,6 +42,7 @@ MAX_IDLE_SITES: Final = 64
 _TRAMPOLINE: Final = "kretprobe_trampoline"
 NO_RETURN: Final = ("__switch_to",)  # kretprobe_blacklist, arch/x86/kernel/kprobes/core.c
 _NO_ADDRESS: Final = "missed where it was entered without a return address on the stack"
+_ENTRY_CODE: Final = "followed by shadow: what looks like a return address in entry code may be an interrupt's"
 
 
 class End(enum.Enum):
@@ -163,7 +164,7 @@ class Kretprobes:
 
     def __init__(self, machine: Machine, arch: ProbeArch, kprobes: Kprobes, tasks: Tasks) -> None:
         self._machine = machine
-        self._callers = Callers(machine)
+        self._callers = Callers(machine, tasks.kernel_start)
         self._arch = arch
         self._kprobes = kprobes
         self._tasks = tasks
@@ -191,16 +192,21 @@ class Kretprobes:
             raise ProbeError(errno.E2BIG, f"data_size is at most {MAX_DATA_SIZE}")
         kept = rp.kp.pre_handler, rp.kp.post_handler
         rp.kp.pre_handler, rp.kp.post_handler = (lambda kp, regs: self._enter(rp, regs)), None
+        rp.kp.on_skip = lambda kp, regs: self._leave(regs)
         try:
             self._kprobes.register(rp.kp)
         except ProbeError:
             rp.kp.pre_handler, rp.kp.post_handler = kept
+            rp.kp.on_skip = None
             raise
         if rp.maxactive <= 0:
             rp.maxactive = DEFAULT_MAXACTIVE if self._tasks.preemptible else NR_CPUS
         rp.reset()
         blacklisted = rp.kp.symbol in NO_RETURN
         rp.notes = rp.kp.notes + (("Linux would refuse: EINVAL, returns into another task",) if blacklisted else ())
+        if not rp.shadow and self._callers.in_entry_code(rp.kp.address or 0):
+            rp.shadow = True
+            rp.notes += (_ENTRY_CODE,)
         if not self._registered:
             self._watch_exits()
         self._registered.append(rp)
@@ -252,7 +258,7 @@ class Kretprobes:
         if now == self._buried[0] and task in self._buried[1]:
             rp.ends[End.DIED] += 1  # a probe on the switch itself
             return
-        if not self._callers.is_return_address(ret_addr):
+        if not self._callers.is_return_address(ret_addr, regs.cpu.cpl):
             rp.nmissed += 1  # entry code: a vector or a saved register stands there, and the guest is to find it
             if _NO_ADDRESS not in rp.notes:
                 rp.notes += (_NO_ADDRESS,)
@@ -291,6 +297,14 @@ class Kretprobes:
         site.users += 1
         self._idle.pop(instance.ret_addr, None)
         return True
+
+    def _leave(self, regs: Regs) -> None:
+        """A handler behind `_enter` has left the function: by the return address, if it goes where that leads."""
+        slot = self._stack_pointer(regs) - self._word
+        for instance in (ri for stack in self._live.values() for ri in stack if ri.slot == slot):
+            if instance.word is not None and regs.ip == instance.ret_addr:
+                regs.ip = self._trampoline_address()
+                return
 
     def _drop_stale(self, rp: Kretprobe, task: int, slot: int, ret_addr: int) -> None:
         """A call has come in at `slot`: what the task entered below it, or in its place, was left without a return."""
@@ -435,8 +449,12 @@ class Kretprobes:
 
     def _site(self, address: int) -> _Site:
         site = self._sites.get(address)
+        if site is not None and site.probe.gone and not site.users:
+            self._drop_site(address)  # the guest has freed the code there, and has other code there now
+            site = None
         if site is None:
             site = _Site(Kprobe(addr=address, pre_handler=self._on_site))
+            site.probe.first = True
             self._kprobes.register(site.probe, check_boundary=False)
             self._sites[address] = site
         return site

@@ -49,6 +49,11 @@ class Place:
         self.active = tuple(probe for probe in self.probes if not probe.disabled and not probe.gone)
         self.observed = any(probe.post_handler is not None for probe in self.active)
 
+    def insert(self, probe: Kprobe) -> None:
+        """The newest is the first whose handlers run, but for those that ask to be first or last."""
+        ahead = 0 if probe.first else sum(known.first for known in self.probes)
+        self.probes.insert(len(self.probes) if probe.last else ahead, probe)
+
     def run_pre(self, regs: Regs) -> bool:
         """aggr_pre_handler(): true where a handler has set the registers, and then the rest are missed."""
         probes = self.active
@@ -62,8 +67,12 @@ class Place:
                 end_run_of(self.machine, self.address, error)
                 continue
             if skips:
+                at = probes.index(probe)
+                for done in probes[:at]:
+                    if done.on_skip is not None:
+                        done.on_skip(done, regs)
                 regs.cpu.pc = regs.ip & regs.convention.mask
-                for missed in probes[probes.index(probe) + 1 :]:
+                for missed in probes[at + 1 :]:
                     missed.nmissed += 1
                 return True
         return False

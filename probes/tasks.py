@@ -20,6 +20,7 @@ _STACK_64: Final = 16 << 10
 _STACK_32: Final = 8 << 10
 _EMBEDDED_STACK: Final = 4 << 10
 _KERNEL_HALF: Final = 1 << 63
+_SPLIT: Final = 1 << 30  # CONFIG_VMSPLIT of i386, whose kernel begins 16 MB above PAGE_OFFSET
 _COMM: Final = 16
 
 
@@ -29,7 +30,7 @@ class Tasks:
 
     `exits` are functions a task enters to end, never to return from, and `switches` those that then give the processor
     to another: best first, the first that exists counts. `is_linux` and `preemptible` say what return probes' defaults
-    depend on. Implements fetch.TaskInfo with nothing to tell.
+    depend on. Addresses below `kernel_start` are programs'. Implements fetch.TaskInfo with nothing to tell.
     """
 
     machine: Machine
@@ -38,6 +39,7 @@ class Tasks:
     switches: tuple[str, ...] = ()
     is_linux: bool = False
     preemptible: bool = False
+    kernel_start: int = 0
 
     @property
     def tells(self) -> bool:
@@ -147,14 +149,16 @@ def _linux_tasks(machine: Machine, linux: LinuxTasks | None) -> Tasks:
     # 6.2 (and again a variable since 6.15). i386's kallsyms have neither: its stacks tell tasks apart, those of
     # interrupts included.
     variable = _symbol(machine, "current_task") or _symbol(machine, "pcpu_hot")
-    size = _STACK_64 if _symbol(machine, "entry_SYSCALL_64") is not None else _STACK_32
+    is_64 = _symbol(machine, "entry_SYSCALL_64") is not None
+    text = _symbol(machine, "_text")
+    start = _KERNEL_HALF if is_64 else 0 if text is None else text.address & -_SPLIT
+    size = _STACK_64 if is_64 else _STACK_32
+    common = machine, size, _LINUX_EXITS, _LINUX_SWITCHES, True, True, start
     if linux is not None:
-        return CurrentLinux(machine, size, _LINUX_EXITS, _LINUX_SWITCHES, is_linux=True, preemptible=True, reader=linux)
+        return CurrentLinux(*common, reader=linux)
     if variable is None or variable.address >= _KERNEL_HALF:
-        return Tasks(machine, size, _LINUX_EXITS, _LINUX_SWITCHES, is_linux=True, preemptible=True)
-    return CurrentPerCpu(
-        machine, _STACK_64, _LINUX_EXITS, _LINUX_SWITCHES, is_linux=True, preemptible=True, offset=variable.address
-    )
+        return Tasks(*common)
+    return CurrentPerCpu(*common, offset=variable.address)
 
 
 def _symbol(machine: Machine, name: str) -> Symbol | None:

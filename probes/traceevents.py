@@ -272,6 +272,8 @@ class TraceEvent:
 
     def _on_hit(self, hit: Hit) -> None:
         """In the order of Linux: triggers that need no record, or all but the late ones; the record; the late ones."""
+        if not self.armed:
+            return  # a call that began before it was disabled has returned
         triggers, ring = self.triggers, self._events.ring
         if triggers.all and not triggers.conditional:
             for trigger in list(triggers.all):

@@ -96,4 +96,4 @@ def add_up(rps: Sequence[Kretprobe]) -> bool:
     return all(rp.entries == rp.live + rp.missed + rp.declined + sum(rp.ends.values()) for rp in rps)
 
 
-__all__ = ["ENOUGH", "WAYS", "End", "Returns", "Way", "add_up"]
+__all__ = ["ENOUGH", "STEP", "WAYS", "End", "Returns", "Way", "add_up"]

@@ -7,9 +7,14 @@ from collections import Counter
 
 import pytest
 
+from emu.stops import GuestExit
 from probes import Kprobe, Kretprobe, Manager, ProbeError, Regs, ReturnInstance
+from probes.arch.x86 import X86Arch
+from probes.core import Kprobes
 from probes.kprobe import Arm
-from tests.probes.returns import WAYS, End, Returns, Way, add_up
+from probes.kretprobe import Kretprobes
+from probes.tasks import find_tasks
+from tests.probes.returns import ENOUGH, STEP, WAYS, End, Returns, Way, add_up
 from tests.support.embedded import power_on
 
 pytestmark = pytest.mark.parametrize("way", WAYS, ids=str)
@@ -111,6 +116,53 @@ def test_entry_code_is_entered_without_a_return_address(way: Way, name: str) -> 
     assert rp.notes[-1] == "missed where it was entered without a return address on the stack"
     assert run.machine.ram_sha256() == bare.ram_sha256()
     assert run.machine.clock.instructions == bare.clock.instructions
+
+
+def test_a_function_that_a_handler_leaves_has_returned(way: Way) -> None:
+    """By its return address, as `return:` does, behind the entry's own handler: with that handler's value."""
+    run, values = Returns(way, "calls=3"), []
+
+    def leave(probe: Kprobe, regs: Regs) -> bool:
+        word = way.bits // 8
+        regs.ip, regs.retval = int.from_bytes(regs.read(regs.sp, word), "little"), 77
+        regs.sp += word
+        return True
+
+    run.manager.register(Kprobe(symbol="recursed_target", pre_handler=leave))
+    rp = run.probe("recursed_target", lambda ri, regs: values.append(regs.retval))
+    run.breakpoint(run.guest.address("exercise"))
+    run.machine.run(2_000)
+    assert (rp.returned, rp.live, add_up([rp])) == (rp.entries, 0, True)
+    assert values == [77] * rp.entries != []
+
+
+def test_a_return_is_seen_before_any_other_probe_there(way: Way) -> None:
+    """One that stands at the return address and sets the registers would keep it from being seen."""
+    run, sites = Returns(way, "calls=3"), []
+    rp = run.probe("recursed_target", lambda ri, regs: sites.append(ri.ret_addr))
+    run.run_until(lambda: rp.returned == 1)
+    counted: list[int] = []
+    run.manager.register(Kprobe(addr=sites[0], pre_handler=lambda probe, regs: counted.append(rp.returned)))
+    run.run()
+    assert counted == [2, 3]
+
+
+def test_code_that_comes_where_other_code_was_freed_returns_as_well(way: Way) -> None:
+    """As a module's that is loaded again at the same address: nobody has expected a return there since."""
+    machine = Returns(way, "calls=3").machine
+    arch = X86Arch(machine, object())
+    kprobes = machine.trap_client = Kprobes(machine, arch)
+    rps, sites = Kretprobes(machine, arch, kprobes, find_tasks(machine)), []
+    rp = Kretprobe(
+        kp=Kprobe(symbol="recursed_target"), handler=lambda ri, regs: sites.append(ri.ret_addr), shadow=way.shadow
+    )
+    rps.register(rp)
+    while rp.returned < 1:
+        machine.run(STEP)
+    kprobes.discard(sites[0], sites[0] + 1)
+    assert machine.run(ENOUGH) == GuestExit(0)
+    assert (rp.returned, rp.live) == (rp.entries, 0)
+    assert rp.entries == 3
 
 
 def test_unregistering_leaves_nothing_armed(way: Way) -> None:

@@ -110,6 +110,17 @@ def test_disabled_event_has_no_entries(way: Way) -> None:
     assert run.manager.status()[0].hits == 2
 
 
+def test_a_return_after_its_event_was_disabled_is_no_record(way: Way) -> None:
+    """The call that was under way is accounted for; as with Linux, the trace has nothing of it."""
+    run = Returns(way, "sleep=2")
+    add(run, "r:e sleeping_target")
+    run.run_until(lambda: "+ 2 live" in run.manager.info("e")[-1])
+    run.manager.disable("e")
+    run.run()
+    assert "2 entries = 2 returned + 0 live" in run.manager.info("e")[-1]
+    assert len(run.manager.trace) == 0
+
+
 def test_event_of_another_type_is_refused(way: Way) -> None:
     """One name is either of hits or of returns; the kernel's text, the caret at the start."""
     run = Returns(way, "")
