@@ -122,11 +122,11 @@ def _walk_pae(ram: Ram, tables: Tables, vaddr: int, found: list[int] | None) -> 
     at = (tables.cr3 & 0xFFFFFFE0) + (vaddr >> 30) * 8
     if at + 8 > ram.size:
         return None
+    if found is not None:
+        found.append(at)
     pdpte = ram.words[at >> 3]
     if not pdpte & PRESENT:
         return None
-    if found is not None:
-        found.append(at)
     return _walk_wide(ram, pdpte & ADDRESS, vaddr, (21, 12), tables, found)
 
 

@@ -22,7 +22,7 @@ from emu.cpustate import CpuState
 from emu.engine import Engine
 from emu.iface import BackEnd, MachineError
 from emu.insn import spans
-from emu.paging import CR4_PAE, EFER_LMA, Tables, entry_addresses, walk
+from emu.paging import EFER_LMA, Tables, entries_are_wide, entry_addresses, walk
 from emu.ram import PAGE, Ram
 from emu.stops import WatchKind
 from emu.text import ArmedText
@@ -152,7 +152,7 @@ class WatchedMemory:
 
     def _entry(self, at: int) -> int:
         assert self._tables is not None
-        return (self._ram.words[at >> 3] if _is_wide(self._tables) else self._ram.dwords[at >> 2]) & ~_UNSTABLE
+        return (self._ram.words[at >> 3] if entries_are_wide(self._tables) else self._ram.dwords[at >> 2]) & ~_UNSTABLE
 
     def _retire(self) -> None:
         for vaddr in self._places:
@@ -174,7 +174,7 @@ class WatchedMemory:
                 for write in (False, True):
                     if watch[0] in _COUNTS[write]:
                         ranges[write].append((span.first, span.last))
-        width = 8 if _is_wide(tables) else 4
+        width = 8 if entries_are_wide(tables) else 4
         ranges[True] += [(at, at + width - 1) for at in self._entries]
         self._update_hooks({(write, *part) for write, parts in ranges.items() for part in _joined(parts)})
 
@@ -227,11 +227,6 @@ class WatchedMemory:
 
 _COUNTS = {False: (WatchKind.READ, WatchKind.ACCESS), True: (WatchKind.WRITE, WatchKind.ACCESS)}
 _RANK = {WatchKind.WRITE: 0, WatchKind.ACCESS: 1, WatchKind.READ: 2}  # which of one instruction's is told
-
-
-def _is_wide(tables: Tables) -> bool:
-    """Page-table entries have 8 bytes."""
-    return bool(tables.cr4 & CR4_PAE or tables.efer & EFER_LMA)
 
 
 def _loads_control_register(insn: bytes) -> bool:

@@ -16,7 +16,7 @@ from emu.cpustate import CpuState
 from emu.engine import Engine
 from emu.iface import MachineError, MemoryFault
 from emu.memory import reachable
-from emu.paging import ADDRESS, CR4_PAE, EFER_NXE, NX, Page, entry_addresses, walk
+from emu.paging import EFER_NXE, NX, Page, entries_are_wide, entry_addresses, walk
 from emu.ram import WINDOW_SIZE, Ram
 from emu.shortcuts import Shortcuts
 from emu.walks import Walks
@@ -121,7 +121,7 @@ class SlotWindow:
     @property
     def _wide(self) -> bool:
         """Directory entries have 8 bytes and map 2 MiB; else 4 and 4."""
-        return self._cpu.long_mode or bool(self._cpu.tables().cr4 & CR4_PAE)
+        return entries_are_wide(self._cpu.tables())
 
     @property
     def _shift(self) -> int:
@@ -159,10 +159,10 @@ class SlotWindow:
 
     def _free_long(self, pc: int) -> int | None:
         """The highest two empty entries of the page directory that maps `pc`: for Linux below 0xffffffffc0000000."""
-        found = entry_addresses(self._ram, self._cpu.tables(), pc)
-        if len(found) < 3:
+        entry = self._directory_entry(pc)
+        if entry is None:
             return None
-        table = (found[2] & ~0xFFF) >> 3
+        table = (entry & ~0xFFF) >> 3
         for index in range(510, -1, -1):
             if not self._ram.words[table + index] and not self._ram.words[table + index + 1]:
                 return (pc & ~((1 << 30) - 1)) | index << 21
@@ -185,17 +185,9 @@ class SlotWindow:
 
     def _directory_entry(self, vaddr: int) -> int | None:
         """Physical address of the 2 or 4 MiB entry for `vaddr` in the current tables; None where none leads there."""
-        tables = self._cpu.tables()
-        if self._cpu.long_mode:
-            found = entry_addresses(self._ram, tables, vaddr)
-            return found[2] if len(found) > 2 else None
-        if not self._wide:
-            at = (tables.cr3 & 0xFFFFF000) + (vaddr >> 22) * 4
-            return at if at + 4 <= self._ram.size else None
-        at = (tables.cr3 & 0xFFFFFFE0) + (vaddr >> 30) * 8
-        if at + 8 > self._ram.size or not self._ram.words[at >> 3] & 1:
-            return None
-        return (self._ram.words[at >> 3] & ADDRESS) + ((vaddr >> 21) & 511) * 8
+        found = entry_addresses(self._ram, self._cpu.tables(), vaddr)
+        level = 2 if self._cpu.long_mode else int(self._wide)
+        return found[level] if len(found) > level else None
 
     def _map_code(self) -> None:
         assert self.base is not None  # `_find_base` has set it

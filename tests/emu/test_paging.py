@@ -6,7 +6,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emu.paging import CR0_PG, CR4_PAE, CR4_PSE, EFER_LMA, EFER_NXE, Tables, canonical, fault_code, touch, walk
+from emu.paging import (
+    CR0_PG,
+    CR4_PAE,
+    CR4_PSE,
+    EFER_LMA,
+    EFER_NXE,
+    Tables,
+    canonical,
+    entry_addresses,
+    fault_code,
+    touch,
+    walk,
+)
 from emu.ram import Ram
 
 PRESENT, WRITABLE, USER, ACCESSED, DIRTY, LARGE, NX = 1, 2, 4, 0x20, 0x40, 0x80, 1 << 63
@@ -124,6 +136,15 @@ def test_error_code_of_an_access(flags: int, write: bool, user: bool, wp: bool, 
     RAM.write(0, (0x1007).to_bytes(4, "little"))
     RAM.write(0x1000, flags.to_bytes(4, "little"))
     assert fault_code(walk(RAM, LEGACY, 0), write=write, user=user, wp=wp) == code
+
+
+@pytest.mark.parametrize("tables", LEVELS)
+def test_entry_that_ends_a_walk_is_told(tables: Tables) -> None:
+    """At each level: who waits for a page to be mapped must look at the entry that is not there."""
+    for missing in range(len(LEVELS[tables])):
+        for page in range(4):
+            RAM.write(page << 12, ((page + 1) << 12 | 7 * (page != missing)).to_bytes(8, "little"))
+        assert entry_addresses(RAM, tables, 0) == [page << 12 for page in range(missing + 1)]
 
 
 @pytest.mark.parametrize(("write", "bits"), [(False, ACCESSED), (True, ACCESSED | DIRTY)])
