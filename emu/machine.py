@@ -20,6 +20,7 @@ from emu.running import Condition, RunLoop, Watch
 from emu.snapshot import Snapshot, pack_ram, unpack_ram
 from emu.stops import Breakpoint, Budget, Interrupted, ProbeStop, Step, Stop, WatchKind
 from emu.symbols import SymbolTable
+from emu.traps import Delivery
 
 LONGEST_ABSENCE = 20_000_000  # instructions until a step's interrupt must be over: several turns of other tasks
 FEW_HOOKS = 8  # PC hooks for breakpoints with conditions; each more slows every instruction
@@ -92,6 +93,7 @@ class Machine(RunLoop):
             "devices": self.devices.state(),
             "poll_at": self._poll_at,
             "halted": self.halted,
+            "held": self._held_values(),
             "console": self.console.text,
             "about": dict(about or {}),
         }
@@ -119,7 +121,7 @@ class Machine(RunLoop):
         self.devices.load(state["devices"])
         self._poll_at, self.halted = state["poll_at"], state["halted"]
         self._stop, self._passed, self._in_place, self._skip_breakpoint = None, None, None, None
-        self._held = None
+        self._hold_again(state.get("held"))
         self._followers.clear()
         self.watched.forget()
         self.console.reset(state["console"])
@@ -131,6 +133,28 @@ class Machine(RunLoop):
         self.text.rearm()
         if self.trap_client is not None:
             self.trap_client.on_restore()
+
+    def _held_values(self) -> list[int] | None:
+        """See Snapshot.state."""
+        if self._held is None:
+            return None
+        delivery, pc, sp = self._held
+        return [
+            delivery.vector,
+            -1 if delivery.code is None else delivery.code,
+            delivery.software,
+            delivery.length,
+            pc,
+            sp,
+        ]
+
+    def _hold_again(self, values: Sequence[int] | None) -> None:
+        if values is None:
+            self._held = None
+            return
+        vector, code, software, length, pc, sp = values
+        delivery = Delivery(vector, None if code < 0 else code, bool(software), length=length, seen=True)
+        self._held = delivery, pc, sp
 
     @contextlib.contextmanager
     def _guest_bytes(self) -> Iterator[None]:

@@ -44,7 +44,9 @@ class Snapshot:
     ram: Mapping[int, bytes]
     cpu: bytes
     state: Mapping[str, Any]
-    """Plain values: instructions, clock, devices, pending poll, halted, console text, what the image is."""
+    """Plain values: instructions, clock, devices, pending poll, halted, console text, what the image is; `held`: an
+    exception that a debugger has caught and the guest has not got yet, None or [vector, code, software, length, pc, sp]
+    with -1 for no code."""
 
     def save(self, path: Path) -> None:
         """Write atomically; OSError as the file system gives it."""
@@ -134,6 +136,15 @@ def _check_description(described: object) -> bytes:
     if any(type(count) is not int or not 0 <= count < _COUNT_LIMIT for count in counts):
         raise ValueError(f"instruction counts {counts}")
     state.setdefault("poll_at", None)
+    if state.setdefault("held", None) is not None:  # not in the files of earlier versions
+        vector, code, _, length, pc, sp = check_row("held", state["held"], (int, int, bool, int, int, int))
+        if not (
+            0 <= vector < 256
+            and -1 <= code < 1 << 32
+            and 0 <= length < 16
+            and 0 <= min(pc, sp) <= max(pc, sp) < 1 << 64
+        ):
+            raise ValueError(f"held exception {state['held']}")
     return bytes.fromhex(members["cpu"])
 
 

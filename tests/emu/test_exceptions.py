@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from emu import boot_embedded
 from emu.boot import GuestMachine
+from emu.snapshot import Snapshot
 from emu.stops import Breakpoint, ExceptionRaised, Halted, Step, Stop, TripleFault
 from tests.support.tiny import CODE, DATA, FLAGS_TF, HANDLERS, STACK, UNMAPPED, Tiny
 
@@ -39,6 +42,24 @@ FAULTS = {
     "gate": ("nop; int 0x21; hlt", 13, 1, 0x21 * 8 + 2, None),
     "vex": ("nop; vzeroupper; hlt", 6, 1, None, None),
 }
+
+
+@pytest.mark.parametrize("name", sorted(FAULTS.keys() - {"gate"}))
+def test_a_snapshot_of_a_caught_exception_has_it(bits: int, name: str, tmp_path: Path) -> None:
+    """Going on from it, by way of a file or not, is going on from the stop: the faulting instruction counts once."""
+    guest, other = Tiny(bits, FAULTS[name][0]), Tiny(bits, FAULTS[name][0])
+    guest.machine.catch_exceptions(EVERY)
+    stop = guest.run()
+    assert isinstance(stop, ExceptionRaised), stop
+    snapshot = guest.machine.snapshot()
+    assert isinstance(guest.run(), Halted | TripleFault | ExceptionRaised)
+    bare = facts(guest.machine)
+    snapshot.save(tmp_path / "s")
+    for kept in (snapshot, Snapshot.open(tmp_path / "s")):
+        other.machine.restore(kept)
+        other.machine.catch_exceptions(EVERY)
+        other.run()
+        assert facts(other.machine) == bare
 
 
 @pytest.mark.parametrize("name", FAULTS)
