@@ -10,6 +10,7 @@ from collections.abc import Callable
 from gdbstub.files import FileTree, OpenFiles
 from gdbstub.packets import fields, number, packet, unhex
 from gdbstub.rsp import fit
+from gdbstub.runpackets import check_process
 
 
 class FilePackets:
@@ -25,7 +26,8 @@ class FilePackets:
     @packet("qXfer:exec-file:read", feature="qXfer:exec-file:read+", requires="exec_file")
     def _exec_file(self, rest: bytes) -> bytes:
         assert self.exec_file is not None
-        _process, _, window = rest.partition(b":")
+        process, _, window = rest.partition(b":")
+        check_process(process)
         return self._part(self.exec_file.encode(), window)
 
     @packet("vFile:setfs", requires="open_files")

@@ -72,6 +72,7 @@ class Program:
         self._scripts: HostScripts | None = None
         self._served: ServedFolder | None = None
         self._export: Export | None = None
+        self._withdraw_send: Callable[[], None] = lambda: None  # what is awaited for the next of `sends`
         self._token = trio.lowlevel.current_trio_token()
 
     # -------------------------------------------------------------------------------------------------- preparing
@@ -121,7 +122,7 @@ class Program:
             self.machine.devices.uart.receive(text)
             self._send_next(later)
 
-        withdraw = console.expect(regex, matched)
+        withdraw = self._withdraw_send = console.expect(regex, matched)
         line = console.text.rpartition("\n")[2].replace("\r", "")
         if len(waiting) == len(self.options.sends) and re.search(regex, line):
             matched(None)  # the prompt of a restored machine stands there already and is not printed again
@@ -268,12 +269,20 @@ class Program:
             nursery.start_soon(Keyboard(machine, runner, self.end, partial(_interrupt, server)).run)
         elif not self._writes_terminal():
             nursery.start_soon(self._show_status, runner)
-        if options.execute is not None and options.restore is not None:
-            # Before the guest goes on, at the same instruction whatever the host is doing; no argument fills the queue.
-            line = exec_line(options.execute).encode("utf-8", "surrogateescape")
-            await runner.call(machine.devices.uart.receive, line)
+        await runner.call(self._type_command)
         if not options.wait:
             runner.resume()
+
+    def _type_command(self) -> None:
+        """On a machine that is up: before it goes on, at the same instruction whatever the host is doing."""
+        if self.options.execute is not None and self.options.restore is not None:  # no argument fills the queue
+            self.machine.devices.uart.receive(exec_line(self.options.execute).encode("utf-8", "surrogateescape"))
+
+    def _restarted(self) -> None:
+        """A debugger has taken the machine back to where it began: what is typed there is typed again."""
+        self._withdraw_send()
+        self._send_next(list(self.options.sends))
+        self._type_command()
 
     async def _serve_pipe(self, server: Server, *, task_status: trio.TaskStatus[object]) -> None:
         """The debugger that has started us: with its end of the pipe gone nobody can attach, and without a goal nothing
@@ -370,6 +379,7 @@ class Program:
             self._threads,
             quit=partial(self._token.run_sync_soon, self.end),
             again=self._begin,
+            restarted=self._restarted,
             scripts=self._scripts,
             traces=self._trace_folder(),
             folder=self._served,

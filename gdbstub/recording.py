@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, TypeAlias
 
@@ -67,6 +68,7 @@ class Recorder:
         self._machine = machine
         self._write = write
         self._clients = 0
+        self._packets = 0  # being handled: what one of them types, it will type again
         machine.devices.uart.on_receive = self._received
 
     def note(self, what: What, client: int = 0, data: bytes = b"") -> None:
@@ -83,8 +85,17 @@ class Recorder:
         self._clients += 1
         return RecordedSession(self, self._clients, *arguments, **options)
 
+    @contextmanager
+    def handling(self) -> Iterator[None]:
+        """Around what a packet does."""
+        self._packets += 1
+        try:
+            yield
+        finally:
+            self._packets -= 1
+
     def _received(self, data: bytes) -> None:
-        if not self._machine.cpu.running:  # else what `--send` types when the guest prints: it will do so again
+        if not self._machine.cpu.running and not self._packets:  # nor what `--send` types when the guest prints
             self.note("input", data=data)
 
 
@@ -105,7 +116,8 @@ class RecordedSession(Session):
             self._holds = True
             self._note("attach")
         self._note("->", payload)
-        action = super().handle(payload)
+        with self._recorder.handling():
+            action = super().handle(payload)
         match action:
             case Send(payloads):
                 self._note_answers(payloads)

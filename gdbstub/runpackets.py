@@ -171,7 +171,7 @@ class RunPackets:
 
     @packet("D")
     def _detach(self, rest: bytes) -> Action:
-        _check_process(rest)
+        check_process(rest)
         self._gone = self.extended
         return Detach(b"OK")
 
@@ -181,7 +181,7 @@ class RunPackets:
 
     @packet("vKill")
     def _kill_process(self, rest: bytes) -> Action | bytes:
-        _check_process(rest)
+        check_process(rest)
         return b"OK" if self._end_process() else Kill(b"OK")
 
     def _end_process(self) -> Action | None:
@@ -207,7 +207,7 @@ class RunPackets:
 
     @packet("vAttach")
     def _attach(self, rest: bytes) -> bytes:
-        _check_process(b";" + rest)
+        check_process(b";" + rest)
         self._gone = self.killed = False
         if self.nonstop:
             self._untold.clear()
@@ -393,7 +393,7 @@ def _xml(text: str) -> str:
     return escape("".join(letter if letter.isprintable() else "?" for letter in text))
 
 
-def _check_process(text: bytes) -> None:
+def check_process(text: bytes) -> None:
     """PacketError unless the number, after an optional separator, is our process's; nothing at all is any."""
     text = text.removeprefix(b";")
     if text and number(text) != PROCESS:

@@ -109,6 +109,8 @@ class ServedFolder:
                 folders = folders[:1] if target.startswith("/") else folders
                 parts.extendleft(reversed(target.split("/")))
             elif not any(part not in ("", ".") for part in parts):
+                if parts:  # a slash behind the name is for folders
+                    _enter(folders[-1], name, opened)
                 return folders[-1], name
             else:
                 folders.append(_enter(folders[-1], name, opened))

@@ -123,8 +123,8 @@ class Session(RunPackets, TargetPackets, BreakPackets, FilePackets, TracePackets
         return Send((b"E." + re.sub(r"[^ -~]|[#$}*]", "?", reason).encode(),))
 
     def _refuse_aloud(self, reason: str) -> Send:
-        """As `refuse`, for packets whose answer gdb lets console text come before: every gdb shows that."""
-        return Send((*self._console(reason + "\n"), *self.refuse(reason).payloads))
+        """As `refuse`, for packets whose answer gdb lets console text come before: every gdb shows that, once."""
+        return Send((*self._console(reason + "\n"), b"E01"))
 
     def advance(self, resume: Resume) -> Stop:
         """Run the guest as `resume` says. To be called again where somebody else's request ended it early."""

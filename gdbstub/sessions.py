@@ -30,8 +30,8 @@ class Sessions:
     """Makes the sessions of a machine's clients; itself made before the machine runs.
 
     `quit` ends the program, from the machine's thread. `again` makes such a machine anew, for debuggers who go back to
-    where it began; without it they cannot. `scripts`, `traces` and `folder` are what they may use of the host's.
-    `make` is called in place of `Session`.
+    where it began, and `restarted` is called then; without it they cannot. `scripts`, `traces` and `folder` are what
+    they may use of the host's. `make` is called in place of `Session`.
     """
 
     def __init__(
@@ -42,6 +42,7 @@ class Sessions:
         *,
         quit: Callable[[], None],
         again: Callable[[], GuestMachine] | None = None,
+        restarted: Callable[[], None] = lambda: None,
         scripts: Scripts | None = None,
         traces: TraceFolder | None = None,
         folder: Folder | None = None,
@@ -56,7 +57,7 @@ class Sessions:
         self._shared: dict[str, Any] = {"files": tree, "monitor": Monitor(found)}
         self._debuggers: dict[str, Any] = {
             "tracing": Tracing(machine, self._arch, probes),
-            "restart": None if again is None else lambda: _restart(machine, again),
+            "restart": None if again is None else lambda: _restart(machine, again, restarted),
             "threads": threads,
         }
 
@@ -69,8 +70,9 @@ class Sessions:
         return ObserverSession(self._machine, self._arch, **self._shared, wake=wake)
 
 
-def _restart(machine: GuestMachine, again: Callable[[], GuestMachine]) -> None:
+def _restart(machine: GuestMachine, again: Callable[[], GuestMachine], restarted: Callable[[], None]) -> None:
     try:
         machine.restore(again().snapshot())
     except FetchError as error:
         raise MachineError(str(error)) from error
+    restarted()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
 import pytest
 
 from gdbstub import replay
-from gdbstub.automation import gdb_session
+from gdbstub.automation import GdbSession, gdb_session
 from gdbstub.cli import main
 from tests.gdb.conftest import LINUX
 from tests.support.kernels import another
@@ -92,6 +93,34 @@ def test_a_session_over_linux_is_replayed(new_gdb: str, tmp_path: Path, capfd: p
             session.execute("delete")
         child.wait_for("Linux version .*\n")
         child.monitor("quit")
+        assert child.ended() == 0
+    status, said = replayed(record, capfd)
+    assert (status, said.splitlines()[-1].endswith("each as recorded")) == (0, True), said
+
+
+def test_a_restart_types_the_command_again(new_gdb: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    """`run` takes a machine that was given --exec and --send back to where it began, with what is typed there; so does
+    its replay, once."""
+    snapshot, record = tmp_path / "shell.snap", tmp_path / "session.jsonl"
+    another(LINUX[64]).save(snapshot)
+    goal = ("--exec", "cat /proc/version; read line; echo got $line", "--send", "Linux version=>typed\\n", "--wait")
+    with gdbstub("boot", "--restore", str(snapshot), *OF_A_RUN, *goal, "--log-rsp", str(record)) as child:
+        with contextlib.closing(GdbSession(new_gdb)) as session:
+            session.execute(f"target extended-remote {child.address}")
+            session.wait_stop()
+            session.execute("break do_sys_openat2")
+            session.resume()
+            first = session.wait_stop()
+            for _ in range(2):
+                session.execute("delete")
+                session.execute("break do_sys_openat2")
+                session.resume("run")
+                assert session.wait_stop().function == first.function == "do_sys_openat2"
+            session.execute("delete")
+            session.resume()
+            end = session.wait_stop()
+        assert end.reason == "exited-normally"
+        child.wait_for("got typed")
         assert child.ended() == 0
     status, said = replayed(record, capfd)
     assert (status, said.splitlines()[-1].endswith("each as recorded")) == (0, True), said

@@ -79,6 +79,8 @@ def test_a_file_is_read_by_every_path_to_it(folder: ServedFolder, path: str):
         ("/usr", FileErrno.EISDIR),
         ("/", FileErrno.EISDIR),
         ("/usr/lib/libc.so/x", FileErrno.ENOTDIR),
+        ("/usr/lib/libc.so/", FileErrno.ENOTDIR),
+        ("/usr/lib/", FileErrno.EISDIR),
         ("/nothing", FileErrno.ENOENT),
         ("/" + "x" * 300, FileErrno.ENAMETOOLONG),
         ("/a\0b", FileErrno.EINVAL),
