@@ -127,10 +127,13 @@ class Awaited:
                 self._finish(lambda one: one.space == space)
             case Exited(thread):
                 self._finish(lambda one: one.thread == thread)
-            case Unmapped(space, start, end):
-                self._finish(
-                    lambda one: one.space == space and any(start <= address < end for _, address in one.missing)
-                )
+            case Unmapped(space, start, end, kept):
+
+                def is_of(one: _Waiting) -> bool:
+                    return one.space == space and any(start <= address < end for _, address in one.missing)
+
+                if any(is_of(one) for one in self._waiting) and not kept():
+                    self._finish(is_of)
             case _:
                 pass  # what is mapped or forked is nobody's page yet
 

@@ -96,12 +96,15 @@ class Planting:
         known.places.append(place)
         self.refresh(place)
 
-    def remove(self, place: Probed) -> None:
-        """No error where it was never added. The file's last takes everything of ours from the guest."""
+    def remove(self, place: Probed, mapped: Iterable[tuple[int, int]] = ()) -> None:
+        """No error where it was never added. The file's last takes everything of ours from the guest.
+
+        `mapped`: (address space, address) of every mapping of it; programs may have copied a page with our byte there.
+        """
         known = self._files.get(place.file)
         if known is None or place not in known.places:
             return
-        self._take_out(place)
+        self._take_out(place, mapped)
         self._originals.pop(place, None)
         known.places.remove(place)
         if not known.places:
@@ -206,13 +209,13 @@ class Planting:
             self._machine.planted.remove(paddr)
             del self._at[paddr]
 
-    def refresh(self, place: Probed) -> None:
-        """Its probes have been switched on or off, or it is new: its page may be in memory."""
+    def refresh(self, place: Probed, mapped: Iterable[tuple[int, int]] = ()) -> None:
+        """Its probes have been switched on or off, or it is new: its page may be in memory. `mapped`: see `remove`."""
         known = self._files.get(place.file)
         if known is None or place.arm != "aops":
             return
         if not place.armed:
-            self._take_out(place)
+            self._take_out(place, mapped)
             return
         page = self.cache.page(known.mapping, place.offset // _PAGE)
         if page is not None and page.uptodate:
@@ -258,13 +261,26 @@ class Planting:
         self._originals[place] = code[0]
         self._at[paddr] = place
 
-    def _take_out(self, place: Probed) -> None:
+    def _take_out(self, place: Probed, mapped: Iterable[tuple[int, int]]) -> None:
+        for space, vaddr in mapped:
+            self._take_copy_out(place, self._programs.physical(space, vaddr))
         for paddr in [paddr for paddr, known in self._at.items() if known is place]:
             if self._is_cached(place, paddr):
                 self._machine.planted.remove(paddr)
             else:
                 self._machine.planted.forget_one(paddr)
             del self._at[paddr]
+
+    def _take_copy_out(self, place: Probed, paddr: int | None) -> None:
+        """A process may have our byte in a page of its own, whether it has come to it there or not."""
+        original = self._originals.get(place, _INT3)
+        if paddr is None or original == _INT3 or self._is_cached(place, paddr):
+            return
+        if self._machine.memory.read_physical(paddr, 1)[0] == _INT3:
+            self._machine.planted.adopt(paddr, original)
+        if self._machine.planted.original(paddr) is not None:
+            self._machine.planted.remove(paddr)
+            self._at.pop(paddr, None)
 
     def _is_cached(self, place: Probed, paddr: int) -> bool:
         """That byte of memory is the place's in the page cache."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeAlias
 
 from emu.iface import Cpu, MemoryFault
@@ -82,11 +82,16 @@ class Mapped:
 
 @dataclass(frozen=True, slots=True)
 class Unmapped:
-    """Nothing of this range will run any more."""
+    """The pages of this range are about to be taken from the process, and nothing of it will run any more.
+
+    Unless `kept()`: then it is mapped still, and new pages will come (madvise(MADV_DONTNEED), a truncated file), or
+    another mapping takes its place in this very call of the kernel's. Asked at most once, at once: it takes time.
+    """
 
     space: int
     start: int
     end: int
+    kept: Callable[[], bool] = field(default=lambda: False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

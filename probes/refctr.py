@@ -147,9 +147,12 @@ class RefCounters:
         if self._places:
             self._machine.before_entry(self._before_entry if self.due else None)
 
-    def unmapped(self, space: int, start: int, end: int) -> None:
+    def code_unmapped(self, space: int, start: int, end: int) -> None:
         for address in [address for address in self._sites.get(space, ()) if start <= address < end]:
             del self._sites[space][address]
+
+    def data_unmapped(self, space: int, start: int, end: int) -> None:
+        """Or the process has given its pages back, and what was added with them: it is not added again, as on Linux."""
         for word in [word for word, home in self._homes.get(space, {}).items() if start <= home < end]:
             del self._homes[space][word]
             self._held[space].pop(word, None)

@@ -31,10 +31,29 @@ class Sites(Generic[Place]):
         self._left = left
         self._spaces: dict[int, dict[int, Place]] = {}  # address space -> address -> what is there
         self._mappings: Counter[Place] = Counter()
+        self._doubtful: set[tuple[int, int]] = set()
         self._users: Counter[int] = Counter()  # address -> who wants a break there, in how many spaces
 
     def at(self, space: int, address: int) -> Place | None:
         return self._spaces.get(space, {}).get(address)
+
+    def within(self, space: int, start: int, end: int) -> list[tuple[int, Place]]:
+        """(address, place) of a range."""
+        return [(at, place) for at, place in self._spaces.get(space, {}).items() if start <= at < end]
+
+    def doubt(self, space: int, address: int) -> None:
+        """Something else may be mapped there by now; until `confirm`."""
+        self._doubtful.add((space, address))
+
+    def is_doubtful(self, space: int, address: int) -> bool:
+        return bool(self._doubtful) and (space, address) in self._doubtful
+
+    def confirm(self, space: int, address: int) -> None:
+        self._doubtful.discard((space, address))
+
+    @property
+    def doubtful(self) -> list[tuple[int, int]]:
+        return list(self._doubtful)
 
     def is_mapped(self, place: Place) -> bool:
         return place in self._mappings
@@ -52,7 +71,10 @@ class Sites(Generic[Place]):
         """A mapping is there; nothing happens where it leaves the place out, or was told before."""
         address = region.address(place.offset)
         known = None if address is None else self.at(region.space, address)
-        if address is None or known is place:
+        if address is None:
+            return
+        self.confirm(region.space, address)
+        if known is place:
             return
         if known is not None:
             self.leave(region.space, address)  # another file was there, whose end nobody told
@@ -66,12 +88,9 @@ class Sites(Generic[Place]):
         self._mappings[place] -= 1
         if not self._mappings[place]:
             del self._mappings[place]
+        self._doubtful.discard((space, address))
         self._left(place, space, address)
         self.unuse(address)
-
-    def leave_range(self, space: int, start: int, end: int) -> None:
-        for address in [at for at in self._spaces.get(space, ()) if start <= at < end]:
-            self.leave(space, address)
 
     def drop(self, place: Place) -> None:
         """It is nowhere any more."""
@@ -83,6 +102,8 @@ class Sites(Generic[Place]):
         self.end(child)
         for address, place in self._spaces.get(parent, {}).items():
             self._put(child, address, place)
+            if self.is_doubtful(parent, address):
+                self.doubt(child, address)
 
     def end(self, space: int) -> None:
         for address in list(self._spaces.get(space, ())):

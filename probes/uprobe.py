@@ -207,7 +207,7 @@ class Uprobes:
         for place in probe.places:
             place.probes.remove(probe)
             if place.probes:
-                self.planting.refresh(place)
+                self.planting.refresh(place, self._sites.of(place))
                 continue
             self._counters.remove(place)
             place.reference = 0
@@ -271,6 +271,8 @@ class Uprobes:
 
     def addresses(self, probe: Uprobe) -> list[tuple[int, int]]:
         """(address space, address) of every mapping it is armed in."""
+        for space, address in self._sites.doubtful:
+            self._look_again(space, address)
         return [site for place in probe.places for site in self._sites.of(place)]
 
     def after_restore(self) -> None:
@@ -296,7 +298,7 @@ class Uprobes:
         probe.disabled = disabled
         self._counters.changed()
         for place in probe.places:
-            self.planting.refresh(place)
+            self.planting.refresh(place, self._sites.of(place))
         self._machine.breaks.refresh()
 
     def _stop_unused(self) -> None:
@@ -427,7 +429,7 @@ class Uprobes:
         self._symbols.clear()
 
     def _drop(self, place: Place) -> None:
-        self.planting.remove(place)
+        self.planting.remove(place, self._sites.of(place))
         self._forget(place)
         self._sites.drop(place)
 
@@ -448,10 +450,8 @@ class Uprobes:
         match event:
             case Mapped():
                 self._mapped(event)
-            case Unmapped(space, start, end):
-                self._sites.leave_range(space, start, end)
-                self._returns.unmapped(space, start, end)
-                self._counters.unmapped(space, start, end)
+            case Unmapped():
+                self._unmapped(event)
             case Forked(parent, child):
                 self._sites.fork(parent, child)
                 self._returns.forked(parent, child)
@@ -465,6 +465,42 @@ class Uprobes:
                 self._returns.exited(thread)
             case _:
                 assert_never(event)
+
+    def _unmapped(self, event: Unmapped) -> None:
+        space, start, end, kept = event.space, event.start, event.end, False
+        here = self._sites.within(space, start, end)
+        if here or self._returns.expects(space, start, end):
+            kept = event.kept()
+        for address, place in here:
+            if kept:
+                self.planting.left(place, space, address)
+                self._sites.doubt(space, address)
+            else:
+                self._sites.leave(space, address)
+        if not kept:
+            self._returns.unmapped(space, start, end)
+            self._counters.code_unmapped(space, start, end)
+        self._counters.data_unmapped(space, start, end)
+
+    def _look_again(self, space: int, address: int) -> None:
+        """As `_is_there`, of any space."""
+        place = self._sites.at(space, address)
+        regions = [mapped.region for mapped in self._programs.mapped(space)]
+        if place is not None and any(
+            region.file == place.file and region.address(place.offset) == address for region in regions
+        ):
+            self._sites.confirm(space, address)
+        else:
+            self._sites.leave(space, address)
+
+    def _is_there(self, space: int, address: int, place: Place) -> bool:
+        """For the space in force: where pages were taken away without a munmap(), look whether it is mapped."""
+        if self._sites.is_doubtful(space, address):
+            file, offset = self._programs.file_at(address) or (None, 0)
+            if file is None or (file.id, offset) != (place.file, place.offset):
+                return False
+            self._sites.confirm(space, address)
+        return True
 
     def _mapped(self, mapped: Mapped) -> None:
         region = mapped.region
@@ -485,6 +521,8 @@ class Uprobes:
     def stands(self, vaddr: int) -> bool:
         space = self._programs.space(self._machine.cpu)
         place = self._sites.at(space, vaddr)
+        if place is not None and not self._is_there(space, vaddr, place):
+            place = None
         if place is not None and place.arm in PLANTED and self.planting.covers(place, vaddr):
             return False
         armed = place is not None and place.armed
@@ -517,6 +555,9 @@ class Uprobes:
     def _standing(self, space: int, vaddr: int) -> Place | None:
         """The place that the running program has at an address, or that an int3 there is of."""
         place = self._sites.at(space, vaddr)
+        if place is not None and not self._is_there(space, vaddr, place):
+            self._sites.leave(space, vaddr)
+            place = None
         planted = self.planting.at(vaddr)
         if planted is not None:
             assert isinstance(planted, Place)

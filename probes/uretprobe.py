@@ -299,6 +299,10 @@ class UserReturns:
             self._end(call, call.left or End.EXEC)
         self._drop_idle(space)
 
+    def expects(self, space: int, start: int, end: int) -> bool:
+        """Something returns into that range."""
+        return any(start <= address < end for address in self._sites.get(space, ()))
+
     def unmapped(self, space: int, start: int, end: int) -> None:
         """Stacks and code of threads go with them; what returns into nothing never does."""
         for call in [call for calls in self._lists() for call in calls if call.space == space]:

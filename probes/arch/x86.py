@@ -24,6 +24,7 @@ from probes.arch import Begin, Convention, Finish, Prepared, Short
 from probes.arch.x86_code import boosted_code, push_of_call, relocated, taken_off
 from probes.arch.x86_insn import (
     PLAIN,
+    RF,
     TF,
     ZF,
     Boost,
@@ -141,7 +142,7 @@ class X86Arch:
         self._used: dict[int, X86Probe] = {}
         self._gates: dict[Hashable, X86Probe] = {}
         self._step: _Step | None = None
-        self._repeats: dict[int, tuple[int, int, int, int, int]] = {}
+        self._repeats: dict[tuple[int, int], tuple[int, int, int, int, int]] = {}
 
     def user_convention(self, bits: int) -> Convention:
         return AMD64 if bits == 64 else I386_USER
@@ -398,7 +399,8 @@ class X86Arch:
         """A PC hook fires before each iteration of a rep, and once more with cx at 0; the first is the hit.
 
         A further one follows its predecessor within one instruction or, where an interrupt came between, finds the
-        count, the pointers and the stack as the predecessor must have left them.
+        count, the pointers and the stack as the predecessor must have left them; or all of them as they were, with RF
+        set, where its predecessor has faulted and starts anew.
         """
         probe = _ours(prepared)
         insn = probe.insn
@@ -406,13 +408,17 @@ class X86Arch:
             return False
         mask = (1 << insn.address_bits) - 1
         now = self._machine.clock.instructions
-        count, sp = cpu.gpr[_CX] & mask, cpu.gpr[_SP]
-        before = self._repeats.pop(sp, None)
+        count, stack = cpu.gpr[_CX] & mask, (cpu.cr3, cpu.gpr[_SP])
+        before = self._repeats.pop(stack, None)
         if count:
             if len(self._repeats) >= _MAX_REPEATS:
                 self._repeats.clear()
-            self._repeats[sp] = (probe.address, count - 1, cpu.gpr[_SI], cpu.gpr[_DI], now)
-        if before is None or before[:2] != (probe.address, count):
+            self._repeats[stack] = (probe.address, count - 1, cpu.gpr[_SI], cpu.gpr[_DI], now)
+        if before is None:
+            return False
+        if before[:4] == (probe.address, count - 1, cpu.gpr[_SI], cpu.gpr[_DI]):
+            return bool(cpu.system_flags & RF)
+        if before[:2] != (probe.address, count):
             return False
         if now - before[4] <= 1:
             return True

@@ -263,8 +263,17 @@ class LinuxPrograms:
         return self._mapping(self._vma(regs.arg(3)))
 
     def _on_munmap(self, regs: Regs) -> Event:
-        """void uprobe_munmap(struct vm_area_struct *vma, unsigned long start, unsigned long end)"""
-        return Unmapped(self._space(self._vma(regs.arg(1)).vm_mm), regs.arg(2), regs.arg(3))
+        """void uprobe_munmap(struct vm_area_struct *vma, unsigned long start, unsigned long end)
+
+        From unmap_single_vma() in mm/memory.c. munmap() has taken the mapping out of the process's tree by then.
+        """
+        vma, start, end = self._vma(regs.arg(1)), regs.arg(2), regs.arg(3)
+
+        def kept() -> bool:
+            with self._linux.asking("the mapping is"):
+                return bool(vma_find(vma.vm_mm, start) == vma)
+
+        return Unmapped(self._space(vma.vm_mm), start, end, kept)
 
     def _on_fork(self, regs: Regs) -> Event:
         """void uprobe_dup_mmap(struct mm_struct *oldmm, struct mm_struct *newmm)"""
