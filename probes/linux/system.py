@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from drgn import Object, Program, cast
-from drgn.helpers.linux.fs import for_each_file, inode_for_each_page, path_lookup
+from drgn.helpers.linux.fs import for_each_file, inode_for_each_page
 from drgn.helpers.linux.list import list_for_each_entry
 from drgn.helpers.linux.mm import for_each_vma, page_index, page_to_pfn
 from drgn.helpers.linux.pid import find_task, for_each_task
@@ -23,6 +23,7 @@ from drgn.helpers.linux.xarray import xa_is_value, xa_load
 from emu.iface import Machine, MemoryFault
 from probes.linux.kernel import KernelTypes, kernel_types
 from probes.linux.modules import LoadedModule, describe, loaded_modules
+from probes.linux.names import Names
 from probes.linux.paths import file_path, mapping_name
 from probes.linux.printk import LogRecord, log_records
 from probes.linux.program import KernelMemory, NotAvailable, make_program, question
@@ -58,6 +59,7 @@ class Linux:
         self.kernel = kernel
         self._machine = machine
         self._memory = KernelMemory(machine, kernel.root)
+        self._names = Names(lambda address, size: self._memory.virtual(address, size, 0, False))
         self._program: Program | None = None
         self._tasks: LinuxTasks | str | None = None
 
@@ -160,14 +162,8 @@ class Linux:
     def inode(self, path: str) -> Object | None:
         """`struct inode *` of an absolute path, if the kernel has it in its cache of names; links are not followed."""
         with self.asking(f"{path} is") as program:
-            try:
-                found = path_lookup(program, path, allow_negative=True)
-            except Exception as error:  # drgn raises a bare one, no subclass, for a path that is not in the dcache
-                if type(error) is not Exception:
-                    raise
-                return None
-            inode = found.dentry.d_inode.read_()
-            return inode if inode else None
+            found = self._names.inode(program, path)
+            return None if found is None else self.object("struct inode *", found)
 
     def follow(self, path: str) -> Object | None:
         """`struct inode *` behind every symbolic link, as init sees an absolute path; None where a part of the way is

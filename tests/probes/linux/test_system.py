@@ -62,6 +62,29 @@ def test_page_cache_holds_the_bytes_of_the_program(linux: GuestMachine, system: 
     assert system.inode("/no/such/file") is None
 
 
+def test_names_lead_where_they_lead_now(linux: GuestMachine, system: Linux) -> None:
+    """Asked again and again: a file that is moved, removed while it is open, replaced, behind a mount and a link."""
+    run_shell(linux, "mkdir /tmp/d /tmp/e; echo > /tmp/d/f; exec 5</tmp/d/f; ln -s ../d /tmp/e/link")
+
+    def at(path: str) -> int | None:
+        found = system.follow(path)
+        return None if found is None else int(found.i_ino.value_())
+
+    def theirs(path: str) -> int | None:
+        printed = run_shell(linux, f"ls -di {path} 2>/dev/null").split()
+        return int(printed[0]) if printed else None
+
+    paths = ("/tmp/d/f", "/tmp/d/g", "/tmp/e/../d/g", "/tmp/e/link/f", "/tmp/d", "/")
+    seen = set()
+    for change in ("true", "mv /tmp/d/f /tmp/d/g", "rm /tmp/d/g", "echo > /tmp/d/f", "mount -t tmpfs none /tmp/d",
+                   "echo > /tmp/d/g", "umount /tmp/d"):  # fmt: skip
+        run_shell(linux, change)
+        found = tuple(at(path) for path in paths)
+        assert found == tuple(theirs(path) for path in paths)
+        seen.add(found)
+    assert len(seen) == 6  # at the end as before the mount
+
+
 def test_tasks_are_those_of_proc(linux: GuestMachine, system: Linux) -> None:
     """Every number in /proc but those of the command that lists them."""
     listed = {int(word) for word in run_shell(linux, "ls /proc").split() if word.isdecimal()}
