@@ -147,8 +147,8 @@ class CodeBreaks:
         if len(self._placed) > _MAX_PLACED:
             self._placed.clear()
             self.refresh()
-        for vaddr in found[1]:
-            self.refresh(vaddr)
+        if found[1]:
+            self.refresh(found[0])  # by its first byte: others that cover the same int3, from further on, have it
         for vaddr in self._repeats:
             self._hooked.add(vaddr)
             self.hook(vaddr, True)

@@ -18,10 +18,12 @@ class Client:
 
     def __init__(self, act: Callable[[Cpu], Stop | None] = lambda cpu: None) -> None:
         self.hits: list[int] = []
+        self.asked = 0
         self.here = True
         self.act = act
 
     def stands(self, vaddr: int) -> bool:
+        self.asked += 1
         return self.here
 
     def on_code_break(self, cpu: Cpu, vaddr: int) -> Stop | None:
@@ -116,6 +118,21 @@ def test_follows_the_code_that_the_guest_writes(bits: int) -> None:
     assert isinstance(guest.run(), Halted)
     assert len(client.hits) == 2
     assert guest.machine.cpu.gpr[0] == 1 + 5 * (guest.machine.memory.read(start, 1) == b"\x83")
+
+
+@BITS
+def test_blocks_that_share_an_address_are_translated_once(bits: int) -> None:
+    """Entered from two sides in turns, one falling through into what the other jumps to: neither drops the other."""
+    lead, test = "mov xcx, 100", "test cl, 1; jz "
+    start = after(lead, bits)
+    join = after(f"{lead}; {test} {start}; inc eax", bits)
+    source = f"{lead}; {test} {join}; inc eax; inc eax; inc eax; dec ecx; jnz {start}; int 0x30"
+    guest = Tiny(bits, source)
+    client = armed(guest, join, join + (after("inc eax", bits) - CODE))
+    assert isinstance(guest.machine.run(ENOUGH), Halted)
+    assert guest.machine.cpu.gpr[0] == 250
+    assert len(client.hits) == 200
+    assert client.asked - len(client.hits) < 20  # it is asked at each hit, and at each translation
 
 
 @BITS
