@@ -118,9 +118,9 @@ class RefCounters:
         lost = sum(1 for words in self._lost.values() if word in words)
         return text + (f", {lost} could not be changed" if lost else "")
 
-    def stands(self, space: int, address: int) -> bool:
-        """The address is a break of ours, for `Machine.before_entry` to be asked there."""
-        return address in self._awaited.get(space, ())
+    def spaces(self, address: int) -> list[int]:
+        """Those in which the address is a break of ours, for `Machine.before_entry` to be asked there."""
+        return [space for space, awaited in self._awaited.items() if address in awaited]
 
     def _await(self, space: int) -> None:
         for address in self._programs.resumes(space):

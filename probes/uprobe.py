@@ -526,7 +526,15 @@ class Uprobes:
         if place is not None and place.arm in PLANTED and self.planting.covers(place, vaddr):
             return False
         armed = place is not None and place.armed
-        return armed or self._returns.stands(space, vaddr) or self._counters.stands(space, vaddr)
+        return armed or any(
+            other == space or self._is_shared(other, vaddr)
+            for other in (*self._returns.spaces(vaddr), *self._counters.spaces(vaddr))
+        )
+
+    def _is_shared(self, other: int, vaddr: int) -> bool:
+        """That process may run this very page there: one translation serves both, whoever has it made."""
+        paddr = self._programs.physical(other, vaddr)
+        return paddr is None or paddr == self._machine.memory.translate(vaddr)
 
     def on_code_break(self, cpu: Cpu, vaddr: int) -> Stop | None:
         space = self._programs.space(cpu)

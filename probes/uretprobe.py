@@ -141,6 +141,10 @@ class UserReturns:
     def stands(self, space: int, vaddr: int) -> bool:
         return vaddr in self._sites.get(space, ())
 
+    def spaces(self, vaddr: int) -> list[int]:
+        """Those in which `vaddr` is a return address."""
+        return [space for space, sites in self._sites.items() if vaddr in sites]
+
     def enter(self, probe: Followed, offset: int, space: int, regs: Regs) -> None:
         """The first instruction of a function is about to run."""
         probe.ends.entries += 1

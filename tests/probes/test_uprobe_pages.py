@@ -1,4 +1,4 @@
-"""Pages of probed code that come, go and are copied while their mapping stays, or is replaced without an end."""
+"""Pages of probed code: they come, go and are copied while their mapping stays, and processes share them."""
 
 from __future__ import annotations
 
@@ -42,3 +42,25 @@ def test_probe_outlives_the_pages_of_its_code(kernel: str, bits: int, arm: UserA
         "copied",
         "0",
     ]
+
+
+def test_return_is_not_lost_to_a_process_that_shares_the_page() -> None:
+    """Of two with one program at the same addresses one is followed. While it waits in the function, the other passes
+    the address that it will return to, time and again: what the engine has translated for that one serves both."""
+    machine = another("amd64")
+    manager = Manager(machine)
+    bring(machine, manager.linux, {"/bin/waits": build("waits.c", *OPTIONS)})
+    run_shell(machine, "mkfifo /tmp/bytes; waits </tmp/bytes & exec 3>/tmp/bytes; sleep 0.1")
+    followed = int(run_shell(machine, "pidof waits"))
+    returned: list[int] = []
+    probe = Uprobe(
+        "/bin/waits",
+        "waits",
+        ret_handler=lambda call, regs: returned.append(regs.retval),
+        filter=lambda up, regs: manager.linux.current().pid.value_() == followed,
+    )
+    manager.register(probe)
+    for _ in range(3):
+        run_shell(machine, "waits </dev/null; echo -n x >&3; sleep 0.1")
+    assert returned == [2, 3]
+    assert str(probe.ends) == "2 entries = 2 returned + 0 live + 0 missed"
