@@ -24,17 +24,18 @@ from probes.errors import ProbeError
 from probes.filters import Predicate
 from probes.hist import Guest, HistError, Histogram, parse_histogram
 from probes.hit import Hit, Variable
+from probes.numbers import number
 
 MAX_TRIGGERS: Final = 64  # of one event
 MAX_DUMP: Final = 4096
 _ROW: Final = 16
 _UNLIMITED: Final = -1
+_MOST: Final = (1 << 63) - 1  # a count is a long
 _KERNEL: Final = ("traceon", "traceoff", "snapshot", "stacktrace")
 _ON_EVENTS: Final = ("enable_event", "disable_event")
 _ON_HISTS: Final = ("enable_hist", "disable_hist")
 _OURS: Final = ("stop", "dump", "set", "return")
 COMMANDS: Final = (*_KERNEL, *_ON_EVENTS, *_ON_HISTS, "hist", *_OURS)
-_COUNT: Final = re.compile(r"(?:0[xX][0-9a-fA-F]+|[0-9]+)\Z")
 _IF: Final = re.compile(r"(?:\A|\s)if(?=\s|\Z)")
 _ERROR_NAME: Final = re.compile(r"-[A-Za-z]\w*\Z")
 _KERNEL_ERRORS: Final = ("ERESTARTSYS", "ERESTARTNOINTR", "ERESTARTNOHAND", "ENOIOCTLCMD", "ERESTART_RESTARTBLOCK")
@@ -275,7 +276,7 @@ class Triggers:
 
     def _parse(self, command: str, params: str) -> Trigger:
         if params and not params.startswith(":"):
-            raise TriggerError(f"{command}[:COUNT] [if FILTER]")
+            raise TriggerError(f"{command}{params}: what follows is {command}[:COUNT] [if FILTER]")
         params = params[1:]
         if command in _ON_EVENTS or command in _ON_HISTS:
             return self._parse_switch(command, params)
@@ -344,9 +345,10 @@ class Triggers:
 
     def _dump(self, body: str) -> Trigger:
         place, comma, size_text = body.rpartition(",")
-        if not comma or not _COUNT.match(size_text) or not 0 < int(size_text, 0) <= MAX_DUMP:
+        size = number(size_text) if comma else None
+        if size is None or not 0 < size <= MAX_DUMP:
             raise TriggerError(f"dump:ADDRESS,SIZE[:COUNT] [if FILTER], with a size up to {MAX_DUMP}")
-        address_of, size, actor = self._actor.place(place), int(size_text, 0), self._actor
+        address_of, actor = self._actor.place(place), self._actor
 
         def dump(hit: Hit) -> bool:
             try:
@@ -368,7 +370,9 @@ class Triggers:
             place, _, kind = target.partition(":")
             size = _SIZES.get(kind or "u32")
             if size is None:
-                raise TriggerError(f"no type {kind!r} for a number in memory")
+                raise TriggerError(
+                    f"no type {kind!r} for a number in memory; there are u8 to u64, s8 to s64, x8 to x64"
+                )
             store = _storing(self._actor.place(place), size)
         else:
             store = self._actor.register(target.removeprefix("%"))
@@ -412,15 +416,14 @@ def _error(name: str) -> Callable[[Hit], int]:
 def _body(params: str) -> tuple[str, int]:
     """What an action of ours is told, and its count."""
     body, colon, count = params.rpartition(":")
-    return (body, _count(count)) if colon and _COUNT.match(count) else (params, _UNLIMITED)
+    return (body, _count(count)) if colon and count[:1].isdecimal() else (params, _UNLIMITED)
 
 
 def _count(text: str) -> int:
-    if not _COUNT.match(text) or len(text) > 18:
-        raise TriggerError(f"{text!r} is no count")
-    return int(
-        text, 16 if text[:2].lower() == "0x" else 8 if text.startswith("0") and set(text) <= set("01234567") else 10
-    )
+    count = number(text)
+    if count is None or count > _MOST:
+        raise TriggerError(f"{text!r} is no count: a decimal number, 0x and a hexadecimal or 0 and an octal one")
+    return count
 
 
 def _storing(place: Callable[[Hit], int], size: int) -> Callable[[Hit, int], None]:

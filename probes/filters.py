@@ -16,6 +16,7 @@ from probes import rawtext
 from probes.errors import ProbeError
 from probes.fetch import Value
 from probes.hit import Getter, Hit, Variable
+from probes.numbers import number
 
 Predicate: TypeAlias = Callable[[Hit], bool]
 
@@ -34,7 +35,6 @@ _COMPARE: Final[Mapping[str, Callable[[int, int], bool]]] = {
     "&": lambda left, right: bool(left & right),
 }
 _IN_NAME: Final = re.compile(rf"[A-Za-z0-9_{rawtext.LATIN1_LETTERS}]")
-_NUMBER: Final = re.compile(r"-?(?:0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)\Z")
 _SET: Final = re.compile(r"(!?)(\][^\]]*|[^\]!][^\]]*|![^\]]+)\]")
 _SPACE: Final = " \t\n\r\v\f"
 
@@ -70,16 +70,6 @@ def compile_filter(text: str, variables: Mapping[str, Variable], names: Names) -
         raise FilterError(errno.E2BIG, text[:80], "Operand too long", 80)
     _check_balance(text)
     return _Parser(text, variables, names).parse()
-
-
-def number(text: str, *, signed: bool) -> int | None:
-    """kstrtoll or kstrtoull, base 0; None where the text is no number of 64 bits."""
-    if not _NUMBER.match(text) or (text[0] == "-" and not signed):
-        return None
-    digits = text.lstrip("-").lower()
-    base = 16 if digits.startswith("0x") else 8 if digits[0] == "0" else 10
-    value = int(digits, base) * (-1 if text[0] == "-" else 1)
-    return value if (-(1 << 63) <= value < 1 << 63 if signed else value < 1 << 64) else None
 
 
 def _check_balance(text: str) -> None:
@@ -238,7 +228,7 @@ class _Parser:
             operand = self._operand()
             if len(operand) > MAX_OPERAND:
                 self._fail(errno.EINVAL, "Operand too long", self._at + 1)
-            address = number(operand, signed=False)
+            address = number(operand)
             if address is None:
                 self._fail(errno.EINVAL, "Invalid value (did you forget quotes)?", self._at + 1)
             span = self._names.span(address)

@@ -19,7 +19,7 @@ from probes.errors import ProbeError
 from probes.filters import Predicate
 from probes.histsort import kernel_order
 from probes.hit import Hit, Variable
-from probes.numbers import NumberError, kstrtoul
+from probes.numbers import number
 
 DEFAULT_SIZE: Final = 2048
 MIN_SIZE, MAX_SIZE = 128, 131072
@@ -311,7 +311,7 @@ def _key_getter(column: Column, guest: Guest) -> Callable[[Hit], Key]:
 
     mask = _field_mask(column, guest)
 
-    def number(hit: Hit) -> int:
+    def counted(hit: Hit) -> int:
         value = get(hit)
         return value & mask if isinstance(value, int) else 0
 
@@ -319,12 +319,12 @@ def _key_getter(column: Column, guest: Guest) -> Callable[[Hit], Key]:
         # ilog2(roundup_pow_of_two(VALUE)) above the highest power of two has a shift by all bits in it: 64 on
         # Debian's amd64 kernel, 0 on its i386 one.
         bound = 32 if guest.word == 4 else 65
-        return lambda hit: (max(number(hit), 1) - 1).bit_length() % bound
+        return lambda hit: (max(counted(hit), 1) - 1).bit_length() % bound
     if buckets:
-        return lambda hit: number(hit) // buckets * buckets
+        return lambda hit: counted(hit) // buckets * buckets
     if column.modifier == "usecs" and column.name == "common_timestamp":
-        return lambda hit: number(hit) // 1000
-    return number
+        return lambda hit: counted(hit) // 1000
+    return counted
 
 
 def _field_mask(column: Column, guest: Guest) -> int:
@@ -339,11 +339,15 @@ def _value_getter(column: Column, guest: Guest) -> Callable[[Hit], int]:
     get, unit = variable.get, 1000 if column.modifier == "usecs" else 1
     mask = _field_mask(column, guest)
 
-    def number(hit: Hit) -> int:
+    def counted(hit: Hit) -> int:
         value = get(hit)
         return (value & mask) // unit if isinstance(value, int) else 0
 
-    return number
+    return counted
+
+
+def _is_for_values(name: str, modifier: str) -> bool:
+    return modifier in ("", *_VALUE_MODIFIERS) or (name, modifier) == ("common_timestamp", "usecs")
 
 
 # ------------------------------------------------------------------------------------------------------------ parsing
@@ -417,32 +421,17 @@ class _Parser:
         return 1 << (int(text) - 1).bit_length()
 
     def _column(self, text: str, *, key: bool) -> Column:
-        name, _, modifier = text.partition(".")
-        if "." in modifier:  # SYSTEM.EVENT.FIELD
-            last = modifier.rpartition(".")[2]
-            raise HistError(errno.EINVAL, "Couldn't find field", self._command, last)
-        modifier, equals, count = modifier.partition("=")
-        buckets = 0
-        if modifier == "buckets" and key:
-            try:
-                buckets, modifier = kstrtoul(count), ""
-            except NumberError:
-                buckets = 0
-            if not 0 < buckets < 1 << 63:
-                raise self._bad_modifier(count)
-        elif equals or (modifier and modifier not in _KEY_MODIFIERS + _VALUE_MODIFIERS + ("buckets",)):
-            raise self._bad_modifier(modifier)
+        name, _, rest = text.partition(".")
+        if "." in rest:  # SYSTEM.EVENT.FIELD
+            raise HistError(errno.EINVAL, "Couldn't find field", self._command, rest.rpartition(".")[2])
+        modifier, buckets = self._modifier(rest, key=key)
         if re.search(r"[-+*/]", name):
             raise HistError(errno.EINVAL, _NOT_HAD, self._command, name, logged=False)
         variable = self._find(name)
-        if key:
-            refused = modifier in _VALUE_MODIFIERS[1:]
-        else:
-            refused = modifier not in ("", *_VALUE_MODIFIERS) or _ALIASES.get(name, name) == _STACK
-            refused = refused and (name, modifier) != ("common_timestamp", "usecs")
-        if refused:
-            raise self._bad_modifier(modifier if key else text)
-        if modifier == "execname" and name != "common_pid":
+        stack = _ALIASES.get(name, name) == _STACK
+        if not key and (stack or not _is_for_values(name, modifier)):
+            raise self._bad_modifier(text)
+        if key and (modifier in _VALUE_MODIFIERS[1:] or (modifier == "execname" and name != "common_pid")):
             raise self._bad_modifier(modifier)
         if modifier == "stacktrace":
             raise self._bad_modifier(text)
@@ -450,9 +439,19 @@ class _Parser:
             # Linux counts by where in its own ring buffer the string lies, and by what is on the stack behind that.
             reason = f"{name} is a string, which has no {'buckets' if buckets else modifier}"
             raise HistError(errno.EINVAL, reason, self._command, text, logged=False)
-        if _ALIASES.get(name) == _STACK:
-            name = _STACK
-        return Column(name, variable, modifier, buckets)
+        return Column(_STACK if stack else name, variable, modifier, buckets)
+
+    def _modifier(self, text: str, *, key: bool) -> tuple[str, int]:
+        """What stands behind a field's dot, or how wide its buckets are."""
+        modifier, equals, count = text.partition("=")
+        if modifier == "buckets" and key:
+            buckets = number(count)
+            if buckets is None or not 0 < buckets < 1 << 63:
+                raise self._bad_modifier(count)
+            return "", buckets
+        if equals or modifier not in ("", *_KEY_MODIFIERS, *_VALUE_MODIFIERS, "buckets"):
+            raise self._bad_modifier(modifier)
+        return modifier, 0
 
     def _find(self, name: str) -> Variable | None:
         if name == "hitcount" or _ALIASES.get(name, name) == _STACK:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from probes.fetch import Task, TaskInfo, Value
 from probes.layout import Field, Layout
 from probes.regs import Regs
 from probes.trace import IRQS_OFF
 
-_EFLAGS_IF = 0x200
+_EFLAGS_IF: Final = 0x200
 
 
 class Hit:
@@ -23,20 +23,8 @@ class Hit:
     `skip`: a trigger has set where the guest goes on."""
 
     __slots__ = (
-        *(
-            "_flags",
-            "_task",
-            "_tasks",
-            "at_ns",
-            "cpu",
-            "entered_ns",
-            "instructions",
-            "ip",
-            "regs",
-            "ret_ip",
-            "skip",
-            "values",
-        ),
+        *("_flags", "_task", "_tasks", "at_ns", "cpu", "entered_ns"),
+        *("instructions", "ip", "regs", "ret_ip", "skip", "values"),
     )
 
     def __init__(
@@ -101,8 +89,8 @@ class Variable:
 
 
 # trace_define_generic_fields(), kernel/trace/trace_events.c: they are in no record and no format file
-_STAMP = Field("common_timestamp", "u64", 0, 8, signed=False)
-_GENERIC = ("CPU", "cpu", "COMM", "comm", "stacktrace", "STACKTRACE")
+_STAMP: Final = Field("common_timestamp", "u64", 0, 8, signed=False)
+_GENERIC: Final = ("CPU", "cpu", "COMM", "comm", "stacktrace", "STACKTRACE")
 
 
 def variables(layout: Layout, type_number: int) -> dict[str, Variable]:

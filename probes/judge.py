@@ -17,8 +17,8 @@ from typing import Literal, TypeAlias
 from emu.iface import MemoryFault, Symbol
 from emu.insn import MAX_INSN_SIZE, InvalidInstruction, boundaries, decode
 from probes.arch.x86_insn import classify
+from probes.builtinevents import builtin_events
 from probes.errors import ProbeError
-from probes.events import builtin_events
 from probes.kretprobe import DEFAULT_MAXACTIVE, NO_RETURN
 from probes.limits import FtraceList, LinuxLimits
 from probes.lookup import did_you_mean

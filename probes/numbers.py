@@ -39,6 +39,14 @@ def kstrtol(text: str, bits: int = 64, base: int = 0) -> int:
     return value
 
 
+def number(text: str, *, signed: bool = False) -> int | None:
+    """kstrtoull() or kstrtoll(), base 0; None where they take it for no number, or not for one of 64 bits."""
+    try:
+        return kstrtol(text) if signed else kstrtoul(text)
+    except NumberError:
+        return None
+
+
 def simple_strtoul(text: str, base: int = 0) -> tuple[int, str]:
     """The number that `text` begins with (0 where there is none, cut to 64 bits) and what follows it."""
     digits, base = _prefix(text, base)

@@ -21,8 +21,6 @@ _ENDBRS: Final = frozenset(
         *("660f1f00", "0f1f40d6"),  # gen_endbr_poison(), arch/x86/include/asm/ibt.h: until 6.14 and since
     )
 )
-
-
 NAMES_SINCE: Final = (6, 5)
 """The first release whose definitions know names of arguments."""
 

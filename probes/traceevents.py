@@ -21,10 +21,10 @@ from probes.fetch import FetchContext, Fetcher, Value, compile_fetch
 from probes.fetchargs import Deref, FetchArg
 from probes.fetchtypes import find_type
 from probes.filters import FilterError, Predicate, compile_filter
-from probes.filters import number as parse_number
 from probes.hist import Histogram
 from probes.hit import Hit, Variable, variables
 from probes.layout import Layout
+from probes.numbers import number as parse_number
 from probes.regs import Regs
 from probes.scope import release_of
 from probes.spec import KernelScope, Spec, parse
@@ -325,7 +325,7 @@ class TraceEvent:
         return _number_of(_fetcher(arg, self._events.context))
 
     def place(self, text: str, /) -> Callable[[Hit], int]:
-        constant = parse_number(text, signed=False)
+        constant = parse_number(text)
         if constant is not None:
             return lambda hit: constant
         arg = self._argument(text)

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 from probes.errors import ProbeError
 from probes.filters import FilterError
-from probes.filters import number as parse_number
 from probes.hist import HistError
 from probes.manager import Manager
+from probes.numbers import number
 from probes.perfprobe import is_perf_form
-from probes.spec import UprobeSpec, parse
+from probes.spec import UprobeSpec, is_uprobe, parse
 from probes.trace import MAX_SIZE, MIN_SIZE
 from probes.traceevents import TraceEvent
 
@@ -169,8 +169,7 @@ class Tracefs:
             self._manager.undefine(line, None if kind == "dynamic" else kind)
             return
         if kind == "dynamic":
-            words = line.split()
-            kind = "uprobe" if len(words) > 1 and "/" in words[1] else "kprobe"
+            kind = "uprobe" if is_uprobe(line) else "kprobe"
         if kind == "kprobe" and is_perf_form(self._events.machine, line, has_dwarf=True):
             # The kernel takes `path_openat` for a p with letters behind it that mean nothing, if at all.
             line = " ".join([parse(line, self._events.scope).definition[0], *line.split()[1:]])
@@ -356,7 +355,7 @@ def _no_pipe() -> str:
 
 
 def _unsigned(text: str) -> int:
-    value = parse_number(text.strip(), signed=False)
+    value = number(text.strip())
     if value is None:
         raise ProbeError(errno.EINVAL, f"{text.strip()!r} is no number")
     return value
