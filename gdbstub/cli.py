@@ -118,7 +118,8 @@ def _replay(file: Path) -> int:
         with file.open(encoding="utf-8") as lines:
             start, events = read_record(str(file), lines)
     except (OSError, UnicodeDecodeError) as error:
-        raise RecordError(f"{file}: {getattr(error, 'strerror', None) or 'not a text file'}".lower()) from error
+        reason = (getattr(error, "strerror", None) or "not a text file").lower()
+        raise RecordError(f"{file}: {reason}") from error
     command = options.parse(start.command)
     if not isinstance(command, Boot | Load):
         raise RecordError(f"{file}: its command line makes no machine")

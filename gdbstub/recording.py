@@ -19,7 +19,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 from emu.iface import MachineError
 from emu.machine import Machine
@@ -178,6 +178,18 @@ def event_line(event: Event) -> str:
     return json.dumps({name: value for name, value in asdict(event).items() if value not in (0, "")})
 
 
+def _event(fields: dict[str, Any]) -> Event:
+    """From a line's fields; ValueError or TypeError where they are not what `event_line` writes."""
+    event = Event(**{"at": 0, "ns": 0, **fields})
+    if event.what not in get_args(What) or not isinstance(event.data, str):
+        raise ValueError("no event")
+    for number in (event.at, event.ns, event.client):
+        if not isinstance(number, int) or not 0 <= number < 1 << 64:
+            raise ValueError("no number of an event")
+    event.data.encode("latin-1")
+    return event
+
+
 def read_record(name: str, lines: Iterator[str]) -> tuple[Start, list[Event]]:
     """A record of this version; RecordError with the line's number. A last line that was cut short is left out."""
     start: Start | None = None
@@ -192,8 +204,8 @@ def read_record(name: str, lines: Iterator[str]) -> tuple[Start, list[Event]]:
                     raise RecordError(f"{name}: a record of another version of gdbstub")
                 start = Start(tuple(map(str, fields["command"])), int(fields["instructions"]), fields["ram_sha256"])
             else:
-                events.append(Event(**{"at": 0, "ns": 0, **fields}))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+                events.append(_event(fields))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise RecordError(f"{name}:{number}: no line of a record made by --log-rsp") from error
     if start is None:
         raise RecordError(f"{name}: an empty file, no record")

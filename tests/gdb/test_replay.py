@@ -126,16 +126,33 @@ def test_a_restart_types_the_command_again(new_gdb: str, tmp_path: Path, capfd: 
     assert (status, said.splitlines()[-1].endswith("each as recorded")) == (0, True), said
 
 
+EMPTY = {"gdbstub record": 1, "command": [], "instructions": 0, "ram_sha256": ""}
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
         ("", "an empty file"),
         ("hello\n", ":1: no line of a record"),
+        ("[" * 100_000 + "\n", ":1: no line of a record"),
         ('{"gdbstub record": 99}\n', "another version"),
         ('{"gdbstub record": 1, "command": ["demo"], "instructions": 0, "ram_sha256": ""}\n', "makes no machine"),
         ('{"gdbstub record": 1, "command": 5, "instructions": 0, "ram_sha256": ""}\n', ":1: no line"),
         ('{"gdbstub record": 1, "command": [], "instructions": 0, "ram_sha256": ""}\n[]\n', ":2: no line"),
         ('{"gdbstub record": 1, "command": [], "instructions": 0, "ram_sha256": ""}\n{"x": 1}\n', ":2: no line"),
+        *(
+            (json.dumps(EMPTY) + "\n" + json.dumps(fields) + "\n", ":2: no line")
+            for fields in (
+                {"at": "x", "what": "input"},
+                {"at": -1, "what": "input"},
+                {"at": 1 << 64, "what": "input"},
+                {"at": 5, "what": "nothing"},
+                {"at": 5, "what": ["input"]},
+                {"at": 5, "what": "input", "data": "\u20ac"},
+                {"at": 5, "what": "input", "data": 7},
+                {"at": 5, "what": "->", "client": None, "data": "g"},
+            )
+        ),
     ],
 )
 def test_what_is_no_record_is_refused(text: str, reason: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
@@ -145,6 +162,13 @@ def test_what_is_no_record_is_refused(text: str, reason: str, tmp_path: Path, ca
     status, said = replayed(record, capfd)
     assert (status, said.count("\n")) == (2, 1)
     assert reason in said
+
+
+def test_a_file_that_cannot_be_read_is_named_as_it_is(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    status, said = replayed(tmp_path / "None", capfd)
+    assert (status, said) == (2, f"gdbstub: {tmp_path}/None: no such file or directory\n")
+    (tmp_path / "Bytes").write_bytes(b"\xff\xfe")
+    assert replayed(tmp_path / "Bytes", capfd) == (2, f"gdbstub: {tmp_path}/Bytes: not a text file\n")
 
 
 def test_another_machine_is_told_at_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
