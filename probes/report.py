@@ -16,6 +16,7 @@ from typing import Any, Final
 
 TOP: Final = 20
 _BAR: Final = 40
+_DEPTH: Final = 256  # frames, from the innermost, that count of a stack: twice what a kernel records
 _WIDTH, _ROW = 1200, 16  # pixels
 _CHARACTER: Final = 7
 _LINE: Final = re.compile(
@@ -58,7 +59,7 @@ def records_of(data: bytes) -> Iterator[Mapping[str, Any]]:
 def _json_record(number: int, line: str) -> Mapping[str, Any]:
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"line {number} is no JSON: {error}") from error
     if not isinstance(record, dict) or not isinstance(record.get("event"), str):
         raise ValueError(f"line {number} is no record of a trace")
@@ -92,7 +93,7 @@ class Report:
             lines = record.get("lines")
             if isinstance(lines, list):
                 if event == "stack trace":
-                    self.stacks[tuple(str(frame) for frame in reversed(lines))] += 1
+                    self.stacks[tuple(str(frame) for frame in reversed(lines[:_DEPTH]))] += 1
                 continue
             self.total += 1
             function = re.sub(r"^.* <- |\+0x.*$", "", str(record.get("where", "")))
@@ -154,7 +155,7 @@ def _latency(name: str, taken: Sequence[int]) -> list[str]:
 def _boxes(
     stacks: Mapping[tuple[str, ...], int], path: tuple[str, ...], left: float, scale: float
 ) -> Iterator[tuple[str, float, int, float, int]]:
-    """(function, left edge, level, width, hits) of everything called by `path`; at most as deep as a stack is kept."""
+    """(function, left edge, level, width, hits) of everything called by `path`; at most _DEPTH deep."""
     level = len(path)
     callees: Counter[str] = Counter()
     for stack, count in stacks.items():

@@ -144,3 +144,14 @@ def test_no_file_brings_a_report_down(data: bytes) -> None:
         Report(records_of(data)).lines()
     except ValueError as error:
         assert "line" in str(error)  # noqa: PT017  # what is refused and what is not both are right
+
+
+def test_json_that_is_nested_too_deep_is_refused_with_its_line() -> None:
+    with pytest.raises(ValueError, match="line 1 is no JSON"):
+        list(records_of(b'{"a":' * 100_000))
+
+
+def test_a_stack_of_any_depth_has_its_innermost_frames() -> None:
+    report = Report([{"event": "stack trace", "lines": [f"f{index}" for index in range(5000)]}])
+    assert "<title>f0: 1 of 1</title>" in report.flame_graph()
+    assert "f5000" not in report.flame_graph()
