@@ -7,42 +7,11 @@ from collections.abc import Callable
 import pytest
 
 from emu.iface import Cpu
-from emu.stops import Breakpoint, Budget, Halted, Stop
-from tests.support.tiny import CODE, DATA, ENOUGH, Tiny, assemble
+from emu.stops import Breakpoint, Budget, Halted
+from tests.support.breaks import Client, after, armed, go_back, planted
+from tests.support.tiny import CODE, DATA, ENOUGH, Tiny
 
 BITS = pytest.mark.parametrize("bits", [64, 32])
-
-
-class Client:
-    """Counts what it is told; `act` may change the processor or stop the machine."""
-
-    def __init__(self, act: Callable[[Cpu], Stop | None] = lambda cpu: None) -> None:
-        self.hits: list[int] = []
-        self.asked = 0
-        self.here = True
-        self.act = act
-
-    def stands(self, vaddr: int) -> bool:
-        self.asked += 1
-        return self.here
-
-    def on_code_break(self, cpu: Cpu, vaddr: int) -> Stop | None:
-        assert cpu.pc == vaddr
-        self.hits.append(vaddr)
-        return self.act(cpu)
-
-
-def armed(guest: Tiny, *places: int, act: Callable[[Cpu], Stop | None] = lambda cpu: None) -> Client:
-    client = Client(act)
-    guest.machine.breaks.client = client
-    for place in places:
-        guest.machine.breaks.arm(place)
-    return client
-
-
-def after(source: str, bits: int) -> int:
-    """The address behind the code of `source`."""
-    return CODE + len(assemble(source, bits, CODE))
 
 
 @BITS
@@ -64,23 +33,15 @@ def test_counts_every_execution_and_leaves_no_trace(bits: int, ring: int) -> Non
     assert client.hits == [start, start + 3] * 100
 
 
-def go_back(guest: Tiny) -> None:
-    """From the HLT of a fault's handler to where the fault was."""
-    cpu, at = guest.machine.cpu, CODE + 0x800
-    guest.machine.ram.write(at, b"\x48\xcf" if guest.bits == 64 else b"\xcf")  # iret
-    cpu.gpr[4] = guest.stack + guest.word  # the error code
-    cpu.pc = at
-    guest.machine.halted = False
-
-
 @BITS
-def test_fault_of_the_instruction_is_no_second_hit(bits: int) -> None:
+@pytest.mark.parametrize("arm", [armed, planted])
+def test_fault_of_the_instruction_is_no_second_hit(bits: int, arm: Callable[..., Client]) -> None:
     """A load from a page that the fault handler maps: one hit, and #PF at the instruction's own address with RF."""
     lead = f"mov xbx, {DATA + 0x1000}; mov ecx, 3"
     start = after(lead, bits)
     guest = Tiny(bits, f"{lead}; mov eax, [xbx]; dec ecx; jnz {start}; int 0x30", ring=3)
     guest.map(DATA + 0x1000, 0)
-    client = armed(guest, start)
+    client = arm(guest, start)
     frame = guest.trap()
     assert (client.hits, frame.vector, frame.pc, frame.flags & 0x10000) == ([start], 14, start, 0x10000)
     guest.map(DATA + 0x1000, DATA + 0x1000 | 7)

@@ -5,20 +5,11 @@ from __future__ import annotations
 import pytest
 
 from emu.stops import Breakpoint, Budget, Halted
-from tests.emu.test_codebreaks import Client, after, go_back
+from tests.support.breaks import after, go_back, planted
 from tests.support.tiny import CODE, DATA, ENOUGH, Tiny
 
 BITS = pytest.mark.parametrize("bits", [64, 32])
 INT3 = 0xCC
-
-
-def planted(guest: Tiny, *paddrs: int) -> Client:
-    client = Client()
-    client.here = False  # nothing is armed by virtual address
-    guest.machine.breaks.client = client
-    for paddr in paddrs:
-        guest.machine.planted.plant(paddr)
-    return client
 
 
 @BITS
@@ -79,21 +70,6 @@ def test_planted_under_code_that_has_run_and_removed_again(bits: int) -> None:
     machine.planted.remove(CODE)
     machine.run(100)
     assert (len(client.hits), machine.cpu.gpr[0], machine.clock.instructions) == (50, 150, 300)
-
-
-@BITS
-def test_fault_is_reported_at_the_instruction_and_its_restart_is_no_second_hit(bits: int) -> None:
-    lead = f"mov xbx, {DATA + 0x1000}; mov ecx, 3"
-    start = after(lead, bits)
-    guest = Tiny(bits, f"{lead}; mov eax, [xbx]; dec ecx; jnz {start}; int 0x30", ring=3)
-    guest.map(DATA + 0x1000, 0)
-    client = planted(guest, start)
-    frame = guest.trap()
-    assert (client.hits, frame.vector, frame.pc, frame.flags & 0x10000) == ([start], 14, start, 0x10000)
-    guest.map(DATA + 0x1000, DATA + 0x1000 | 7)
-    go_back(guest)
-    assert guest.trap().vector == 13
-    assert client.hits == [start] * 3
 
 
 @BITS
