@@ -212,10 +212,11 @@ class Planting:
     def refresh(self, place: Probed, mapped: Iterable[tuple[int, int]] = ()) -> None:
         """Its probes have been switched on or off, or it is new: its page may be in memory. `mapped`: see `remove`."""
         known = self._files.get(place.file)
-        if known is None or place.arm != "aops":
+        if known is None:
             return
         if not place.armed:
             self._take_out(place, mapped)
+        if not place.armed or place.arm != "aops":
             return
         page = self.cache.page(known.mapping, place.offset // _PAGE)
         if page is not None and page.uptodate:

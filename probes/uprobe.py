@@ -179,7 +179,9 @@ class Uprobes:
             self._symbols.check_absence(probe.path, probe.symbol or "", file)
             file = None
         elif file is not None and not self._fits(probe, self._files.get(file.id, {}).get(offset or 0)):
-            raise ProbeError(errno.EINVAL, "a probe there has another reference counter")
+            raise ProbeError(
+                errno.EINVAL, "a probe there has another reference counter, or none: all of a place have one"
+            )
         if self._unwatch is None:
             self._unwatch = self._programs.watch(self._tell)
             self._machine.breaks.client = self
@@ -211,6 +213,8 @@ class Uprobes:
                 continue
             self._counters.remove(place)
             place.reference = 0
+            self.planting.remove(place, self._sites.of(place))
+            place.arm = "auto"
             if place.leaves is None:
                 self._drop(place)
         probe.places.clear()
@@ -251,7 +255,8 @@ class Uprobes:
                 lines += self._changes(probe, place, file)
         shown = ", ".join(f"{address:#x} in space {space:#x}" for space, address in armed[:_SHOWN])
         more = f" and {len(armed) - _SHOWN} more" if len(armed) > _SHOWN else ""
-        lines.append(f"in translated code at {shown}{more}" if armed else "mapped nowhere")
+        where = "mapped" if any(place.arm in PLANTED for place in probe.places) else "in translated code"
+        lines.append(f"{where} at {shown}{more}" if armed else "mapped nowhere")
         lines += [self._counters.describe(place) for place in probe.places if place.reference]
         lines += [self.planting.describe(place) for place in probe.places if place.arm in PLANTED]
         if probe.ret_handler is not None:
@@ -339,7 +344,7 @@ class Uprobes:
         if not self._fits(probe, place):
             return
         if probe.arm in PLANTED and place.arm not in (probe.arm, "auto"):
-            raise ProbeError(errno.EINVAL, f"a probe there is armed by {place.arm}")
+            raise ProbeError(errno.EINVAL, f"a probe there is armed by {place.arm}: remove it first, or arm both so")
         place.probes.insert(0, probe)
         probe.places.append(place)
         if probe.arm in PLANTED and place.arm == "auto":
@@ -429,7 +434,7 @@ class Uprobes:
         self._symbols.clear()
 
     def _drop(self, place: Place) -> None:
-        self.planting.remove(place, self._sites.of(place))
+        """Nobody wants it any more."""
         self._forget(place)
         self._sites.drop(place)
 

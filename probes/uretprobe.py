@@ -23,7 +23,7 @@ from __future__ import annotations
 import enum
 from collections import Counter, OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 from emu.iface import Machine, MemoryFault
@@ -280,19 +280,7 @@ class UserReturns:
         self._look_at_stack(thread, parent)
         for call in self._live.get(thread, ()):
             if call.space == parent and call.left in (None, End.TAIL):
-                copy = UserReturn(
-                    call.probe,
-                    call.offset,
-                    -1,
-                    child,
-                    call.function,
-                    call.ret_addr,
-                    call.slot,
-                    call.at,
-                    call.at_ns,
-                    call.word,
-                    left=call.left,
-                )
+                copy = replace(call, thread=-1, space=child)
                 call.probe.ends.forked += 1
                 self._orphans.setdefault(child, []).append(copy)
                 self._watch(copy)

@@ -181,9 +181,13 @@ def test_int3_is_seen_denies_writers_and_goes(kernel: str) -> None:
     assert run_shell(machine, f"md5sum {BUSYBOX}") != before
     assert "Text file busy" in run_shell(machine, f"echo x >> {BUSYBOX}")
     assert file.read(probe.places[0].offset, 1) != b"\xcc"  # a debugger sees the file's own
+    manager.disable(probe)
+    assert (run_shell(machine, f"md5sum {BUSYBOX}"), in_memory(machine)) == (before, 0)
+    manager.enable(probe)
+    run_shell(machine, "busybox true")
+    assert (probe.hits, in_memory(machine)) == (usual.hits, 1)
     manager.unregister(probe)
-    assert run_shell(machine, f"md5sum {BUSYBOX}") == before
-    assert in_memory(machine) == 0
+    assert (run_shell(machine, f"md5sum {BUSYBOX}"), in_memory(machine)) == (before, 0)
 
 
 def test_32_bit_processes_by_int3(kernel: str) -> None:
