@@ -92,6 +92,7 @@ class FetchContext:
 
     `ip_offset` is what %ip shows beyond pc: 1 in a breakpoint's frame. `entry` is set by the handler of a return
     before it fetches. `file_base` gives the address where offset 0 of a uprobe's file would lie; MemoryFault if none.
+    `read` is of memory, as Memory.read, which it is where this is None.
     `absent` knows strings that are mapped and not in memory; None where nothing is mapped. `awaited` is the same for
     those whose record waits for the page.
     """
@@ -102,8 +103,14 @@ class FetchContext:
     ip_offset: int = 1
     entry: EntryValues = field(default_factory=EntryValues)
     file_base: Callable[[Cpu], int] = _no_file
+    read: Callable[[int, int], bytes] | None = None
     absent: Callable[[int], str | None] = _no_memory
     awaited: Callable[[int], str | None] = _no_memory
+
+    @property
+    def reader(self) -> Callable[[int, int], bytes]:
+        """(address, size) -> bytes; MemoryFault."""
+        return self.read or self.machine.memory.read
 
     def describe(self, address: int) -> str:
         """%pS: `name+0xoffset/0xsize`, with ` [module]` where it is one's, or the bare address."""
@@ -191,7 +198,7 @@ def _number(node: Node, context: FetchContext) -> _Number:
             return lambda cpu: base(cpu) + position & mask
         case Deref(inner, offset, user):
             address = _address(inner, offset, user, context)
-            read, word = context.machine.memory.read, convention.word
+            read, word = context.reader, convention.word
             return lambda cpu: int.from_bytes(read(address(cpu), word), "little")
         case Comm() | ImmediateText():
             raise AssertionError("text has no address; the parser refuses this")
@@ -215,7 +222,7 @@ def _register(name: str, context: FetchContext) -> _Number:
 
 
 def _stack_word(number: int, context: FetchContext) -> _Number:
-    convention, read = context.convention, context.machine.memory.read
+    convention, read = context.convention, context.reader
     pointer, mask, word = convention.stack_pointer, convention.mask, convention.word
     offset = number * word
     return lambda cpu: int.from_bytes(read(cpu.gpr[pointer] + offset & mask, word), "little")
@@ -262,7 +269,7 @@ def _memory(node: Deref, fetch_type: FetchType, context: FetchContext) -> Fetche
             return _string_array(address, fetch_type.count, context)
         absent = context.awaited if fetch_type.waits else context.absent
         return _array_or_scalar(address, _string_store(context, absent), fetch_type, None)
-    convert, read = _converter(fetch_type, context), context.machine.memory.read
+    convert, read = _converter(fetch_type, context), context.reader
     size = context.convention.word if fetch_type.name == "symstr" else fetch_type.size
 
     def store(at: int) -> Scalar:
@@ -302,7 +309,7 @@ def _array_or_scalar(address: _Number, store: _Store, fetch_type: FetchType, fai
 
 def _string_array(address: _Number, count: int, context: FetchContext) -> Fetcher:
     """Strings through an array of pointers, as string[N] means on Linux."""
-    store, word, read = _string_store(context, context.absent), context.convention.word, context.machine.memory.read
+    store, word, read = _string_store(context, context.absent), context.convention.word, context.reader
 
     def follow(at: int) -> Scalar:
         return store(int.from_bytes(read(at, word), "little"))

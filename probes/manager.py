@@ -217,7 +217,7 @@ class Manager:
         spec = parse_uprobe(definition, ProgramScope(self._context.convention, self.uprobes.open), symbols=True)
 
         def make(event: TraceEvent) -> Uprobe:
-            return make_uprobe(event, spec, self._context, self.uprobes.absent_text, options)
+            return make_uprobe(event, spec, self._context, self.uprobes, options)
 
         return self._define(spec, options, make)
 

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeAlias
 
-from emu.iface import Cpu, MemoryFault
+from emu.iface import Cpu, Memory, MemoryFault
 from probes import rawtext
 from probes.regs import PATH_MAX, Regs
 
@@ -274,6 +274,25 @@ class Programs(Protocol):
     def watch(self, tell: Callable[[Event], None]) -> Callable[[], None]:
         """Have `tell` called with what happens to mappings and threads, as it happens. -> a call that ends it."""
         ...
+
+
+def read_program(programs: Programs, memory: Memory, address: int, size: int) -> bytes:
+    """The running program's memory, and of a page that it has not touched yet what its file has there.
+
+    MemoryFault where that is not in memory either.
+    """
+    found = b""
+    while len(found) < size:
+        at = address + len(found)
+        count = min(size - len(found), _PIECE - at % _PIECE)
+        try:
+            found += memory.read(at, count)
+        except MemoryFault:
+            file, offset = programs.file_at(at) or (None, 0)
+            if file is None:
+                raise
+            found += file.read(offset, count).ljust(count, b"\0")  # zeros behind the file's end
+    return found
 
 
 def absent_text(programs: Programs, address: int) -> str | None:

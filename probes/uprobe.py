@@ -36,6 +36,7 @@ from probes.programs import (
     Programs,
     Unmapped,
     absent_text,
+    read_program,
 )
 from probes.refctr import SIZE, RefCounters
 from probes.regs import Regs
@@ -236,6 +237,13 @@ class Uprobes:
     def open(self, path: str) -> ProgramFile | None:
         """What the guest has under that path now."""
         return self._programs.open(path)
+
+    def read(self, address: int, size: int) -> bytes:
+        """See programs.read_program."""
+        try:
+            return self._machine.memory.read(address, size)
+        except MemoryFault:
+            return read_program(self._programs, self._machine.memory, address, size)
 
     def absent_text(self, address: int) -> str | None:
         """See programs.absent_text."""

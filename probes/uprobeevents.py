@@ -17,7 +17,7 @@ from probes.programs import ProgramFile
 from probes.regs import Regs
 from probes.spec import UprobeSpec
 from probes.traceevents import TraceEvent
-from probes.uprobe import Uprobe
+from probes.uprobe import Uprobe, Uprobes
 from probes.uretprobe import UserReturn
 
 
@@ -35,15 +35,17 @@ class ProgramScope:
 
 
 def make_uprobe(
-    event: TraceEvent, spec: UprobeSpec, context: FetchContext, absent: Callable[[int], str | None], options: Options
+    event: TraceEvent, spec: UprobeSpec, context: FetchContext, uprobes: Uprobes, options: Options
 ) -> Uprobe:
-    """The probe of a definition. `absent` gives a string of a program that is not in memory now; None: no memory."""
+    """The probe of a definition. What a program has not touched yet is read of its file, as far as that is there."""
     base = 0
 
     def file_base(cpu: Cpu) -> int:
         return base
 
-    own = replace(context, ip_offset=0, entry=EntryValues(), file_base=file_base, absent=absent)
+    own = replace(
+        context, ip_offset=0, entry=EntryValues(), file_base=file_base, read=uprobes.read, absent=uprobes.absent_text
+    )
     take, wanted = event.taker(spec, own), task_filter(options, context.tasks)
 
     def is_wanted(up: Uprobe, regs: Regs) -> bool:

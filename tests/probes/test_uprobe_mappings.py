@@ -59,7 +59,7 @@ def replaced(machine: GuestMachine, manager: Manager, bits: int) -> None:
 
 def test_event_on_two_files_has_the_bytes_of_each_and_one_written_over_is_told() -> None:
     """`@+OFF` is a byte of the file that was hit. Written over, a file keeps its probe where it was, as on Linux;
-    `info` says so, and where the function is now. A directory is refused."""
+    `info` says so, and where the function is now. A directory is refused. Neither file's first page was touched."""
     machine = another("amd64")
     manager = Manager(machine)
     first, *options = COLD
@@ -69,9 +69,13 @@ def test_event_on_two_files_has_the_bytes_of_each_and_one_written_over_is_told()
     starts = [functions(lambda offset, size, file=file: file[offset : offset + size])["cold"] for file in files]
     codes = [f"{int.from_bytes(file[at : at + 4], 'little'):#x}" for file, at in zip(files, starts, strict=True)]
     for letter in "pr":
-        manager.add("uprobe", f"{letter}:{letter} /tmp/program:cold one=@+{starts[0]}:x32 two=@+{starts[1]}:x32")
+        manager.add(
+            "uprobe", f"{letter}:{letter} /tmp/program:cold elf=@+0:x32 one=@+{starts[0]}:x32 two=@+{starts[1]}:x32"
+        )
     run_shell(machine, "/tmp/program; cp /tmp/two /tmp/new; mv /tmp/new /tmp/program; /tmp/program")
-    shown = [record.text().partition("one=")[2].split(" two=") for record in manager.trace.last()]
+    lines = [record.text() for record in manager.trace.last()]
+    assert all("elf=0x464c457f" in line for line in lines)
+    shown = [line.partition("one=")[2].split(" two=") for line in lines]
     assert ([one for one, _ in shown[:6]], [two for _, two in shown[6:]]) == ([codes[0]] * 6, [codes[1]] * 6)
     run_shell(machine, "cat /tmp/one > /tmp/program; /tmp/program")
     (note,) = [line.strip() for line in manager.info("p") if "note:" in line]
