@@ -36,8 +36,9 @@ from probes.spec import Deletion, ProbeSpec, Spec, UprobeSpec, parse, parse_dele
 from probes.table import admit, matches
 from probes.trace import TraceRing
 from probes.traceevents import Events, TraceEvent
-from probes.uprobe import Uprobe, Uprobes
+from probes.uprobe import Uprobe
 from probes.uprobeevents import ProgramScope, make_uprobe
+from probes.uprobes import Uprobes
 
 _MAX_SHOWN: Final = 10  # definitions of a glob in one answer
 

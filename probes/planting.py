@@ -1,6 +1,6 @@
 """Probes that stand as int3s in the guest's pages: which byte of which page is whose, and when it goes in and out.
 
-Rules: the machine's thread; a part of `uprobe`, which says where programs map a probed byte. Two ways. `int3`: a byte
+Rules: the machine's thread; a part of `uprobes`, which says where programs map a probed byte. Two ways. `int3`: a byte
 is planted where a mapping of it is first executed. `aops`: it is planted in the page cache as soon as its page has been
 read (`aops`), so that every mapping has it, known or not.
 

@@ -1,7 +1,7 @@
 """Programs in the guest as uprobes see them: files, and where they are mapped in which address space.
 
 Rules: types only, for the machine's thread. Who knows a guest's operating system implements `Programs` (`embedded`,
-`linux.programs`); `uprobe` knows no other. Addresses are the guest's, offsets bytes of a file.
+`linux.programs`); `uprobes` knows no other. Addresses are the guest's, offsets bytes of a file.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Reference counters of uprobes: words in programs that say how many tracers there are, as USDT's semaphores.
 
-Rules: the machine's thread; a part of `uprobe`, which tells what happens to mappings. A program looks at its counter to
-know whether the work for a probe is worth doing, so this is the one thing about a uprobe that the guest is to see: 16
-bits at an offset of the file, one more for each probed place in every process that maps both, as update_ref_ctr() in
+Rules: the machine's thread; a part of `uprobes`, which tells what happens to mappings. A program looks at its counter
+to know whether the work for a probe is worth doing, so this is the one thing about a uprobe that the guest is to see:
+16 bits at an offset of the file, one more for each probed place in every process that maps both, as update_ref_ctr() in
 kernel/events/uprobes.c does it, and one less when the probe goes.
 
 The word lies in a private writable mapping, where a store makes a page of the process's own. Nobody but the guest can

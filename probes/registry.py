@@ -27,7 +27,8 @@ from probes.planting import Planting
 from probes.programs import Copies, Programs
 from probes.room import Room
 from probes.tasks import find_tasks
-from probes.uprobe import Uprobe, Uprobes
+from probes.uprobe import Uprobe
+from probes.uprobes import Uprobes
 
 
 class Registry:

@@ -1,6 +1,6 @@
 """Where files' bytes are mapped: which address of which address space is whose, and the breaks that this needs.
 
-Rules: the machine's thread; a part of `uprobe`. An address is armed once (`emu.iface.CodeBreaks`) however many spaces
+Rules: the machine's thread; a part of `uprobes`. An address is armed once (`emu.iface.CodeBreaks`) however many spaces
 have something there; who is meant in the space that runs is asked at the hit.
 """
 

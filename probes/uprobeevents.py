@@ -17,7 +17,8 @@ from probes.programs import ProgramFile
 from probes.regs import Regs
 from probes.spec import UprobeSpec
 from probes.traceevents import TraceEvent
-from probes.uprobe import Uprobe, Uprobes
+from probes.uprobe import Uprobe
+from probes.uprobes import Uprobes
 from probes.uretprobe import UserReturn
 
 

@@ -1,6 +1,6 @@
 """Returns of functions in programs, followed from outside: the stack is never touched, and depth has no limit.
 
-Rules: runs in the engine's thread; a part of `uprobe`, which owns the breaks. A call is bound to the thread that made
+Rules: runs in the engine's thread; a part of `uprobes`, which owns the breaks. A call is bound to the thread that made
 it. Its return is met at its return address: an arrival with the stack pointer that the call left there. Programs may
 leave a function otherwise, and each way is an end of its own:
 

@@ -17,7 +17,8 @@ from probes.arch.x86 import X86Arch
 from probes.core import Kprobes
 from probes.planting import Planting, UserArm
 from probes.room import Room
-from probes.uprobe import Uprobe, Uprobes
+from probes.uprobe import Uprobe
+from probes.uprobes import Uprobes
 from tests.conformance.ring3 import CODE_OFFSET, EXIT, PATH, End, OneProgram, build, finish
 
 CASES = Path(__file__).parent / "cases"
