@@ -252,16 +252,14 @@ class Kretprobes:
             task = self._tasks.identify(regs.cpu, slot)
             ret_addr = int.from_bytes(self._machine.memory.read(slot, self._word), "little")
         except MemoryFault:
-            rp.nmissed += 1  # no stack to return by
+            self._miss(rp)  # no stack to return by
             return
         now = self._machine.clock.instructions
         if now == self._buried[0] and task in self._buried[1]:
             rp.ends[End.DIED] += 1  # a probe on the switch itself
             return
         if not self._callers.is_return_address(ret_addr, regs.cpu.cpl):
-            rp.nmissed += 1  # entry code: a vector or a saved register stands there, and the guest is to find it
-            if _NO_ADDRESS not in rp.notes:
-                rp.notes += (_NO_ADDRESS,)
+            self._miss(rp)  # entry code: a vector or a saved register stands there, and the guest is to find it
             return
         self._drop_stale(rp, task, slot, ret_addr)
         if rp.live >= rp.maxactive:
@@ -279,6 +277,12 @@ class Kretprobes:
             self._live.setdefault(task, []).append(instance)
         else:
             rp.nmissed += 1
+
+    def _miss(self, rp: Kretprobe) -> None:
+        """An entry that has no return, and the probe says so."""
+        rp.nmissed += 1
+        if _NO_ADDRESS not in rp.notes:
+            rp.notes += (_NO_ADDRESS,)
 
     def _catch(self, instance: ReturnInstance, cpl: int) -> bool:
         """See to it that the return is noticed; False where there is no way."""
