@@ -21,7 +21,6 @@ from emu.paging import Tables
 from emu.ram import Ram
 
 CF, ZF, TF, IF, DF, NT, RF, VM, AC = 1, 0x40, 0x100, 0x200, 0x400, 0x4000, 0x10000, 0x20000, 0x40000
-IOPL_SHIFT = 12
 _ARITHMETIC = 0x8D5  # OF SF ZF AF PF CF
 _CC_OP_EFLAGS = 1
 NO_EXCEPTION = 0xFFFFFFFF  # in `old_exception`

@@ -338,12 +338,6 @@ class Machine(RunLoop):
     def caught_exceptions(self) -> frozenset[int]:
         return self.traps.caught
 
-    def remove_breakpoints(self) -> None:
-        """All of a debugger's: it went away."""
-        self._conditions.clear()
-        self._breakpoints.clear()
-        self._unsettled = True
-
     def _repeats(self, vaddr: int) -> bool:
         """A string instruction under rep stands there, before each iteration of which a PC hook would come."""
         try:

@@ -71,21 +71,23 @@ class GuestMemory:
         By the tables in force, or by others of their kind whose top level lies at physical address `root`; those map
         nothing before the guest has switched paging on.
         """
-        paddr = self._walks.locate(vaddr) if root is None else self._translate_from(root, vaddr)
+        if root is None:
+            paddr = self._walks.locate(vaddr)
+        else:
+            page = self._page_from(root, vaddr)
+            paddr = None if page is None else page.paddr
         return paddr if paddr is not None and paddr < self._ram.size else None
 
     def storable(self, vaddr: int, root: int) -> int | None:
         """See iface.Memory."""
-        tables = self._cpu.tables()
-        page = walk(self._ram, tables._replace(cr3=root), vaddr) if tables.paged else None
+        page = self._page_from(root, vaddr)
         if page is None or fault_code(page, write=True, user=True, wp=True) is not None or page.paddr >= self._ram.size:
             return None
         return page.paddr
 
-    def _translate_from(self, root: int, vaddr: int) -> int | None:
+    def _page_from(self, root: int, vaddr: int) -> Page | None:
         tables = self._cpu.tables()
-        page = walk(self._ram, tables._replace(cr3=root), vaddr) if tables.paged else None
-        return None if page is None else page.paddr
+        return walk(self._ram, tables._replace(cr3=root), vaddr) if tables.paged else None
 
     def _spans(self, vaddr: int, size: int, access: str) -> Iterator[tuple[int, int, int]]:
         """(virtual address, bytes, physical address) for each page the range touches."""
@@ -107,20 +109,20 @@ class GuestMemory:
 
     def write(self, vaddr: int, data: bytes) -> None:
         """All or nothing across pages. Armed places under it stay armed, over the new bytes."""
-        spans = list(self._spans(vaddr, len(data), "write"))
-        at = 0
-        for start, count, paddr in spans:
-            self._ram.write(paddr, self._cover(paddr, data[at : at + count]))
+        for start, count in self.store(vaddr, data):
             self._engine.drop_code(start, count, reachable(self._cpu, self._walks.page(start)))
-            at += count
 
-    def store(self, vaddr: int, data: bytes) -> None:
-        """As `write`, to a stack: no code is there, so that none needs to be translated anew."""
+    def store(self, vaddr: int, data: bytes) -> list[tuple[int, int]]:
+        """As `write`, to a stack: no code is there, so that none needs to be translated anew.
+
+        -> (virtual address, bytes) of what each page got.
+        """
         spans = list(self._spans(vaddr, len(data), "write"))
         at = 0
         for _, count, paddr in spans:
             self._ram.write(paddr, self._cover(paddr, data[at : at + count]))
             at += count
+        return [(start, count) for start, count, _ in spans]
 
     def read_physical(self, paddr: int, size: int) -> bytes:
         data = self._ram.read(paddr, size)

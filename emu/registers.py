@@ -54,7 +54,6 @@ _DEBUG = frozenset(f"dr{index}" for index in (0, 1, 2, 3, 6, 7))
 _U32, _U64 = (1 << 32) - 1, (1 << 64) - 1
 
 _Get = Callable[[], int]
-_Set = Callable[[int], None]
 
 
 class GuestRegisters:
