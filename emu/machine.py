@@ -11,19 +11,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from emu.breakhits import Watcher
+from emu.breakpoints import Condition
 from emu.calls import GuestCalls
 from emu.cpustate import FLAT_CODE32, FLAT_CODE64, FLAT_DATA
-from emu.iface import BackEnd, MachineError, MemoryFault
+from emu.iface import BackEnd, MachineError
 from emu.images.plan import Image
-from emu.insn import MAX_INSN_SIZE, InvalidInstruction, decode
-from emu.running import Condition, RunLoop, Watch
+from emu.running import RunLoop, Watch
 from emu.snapshot import Snapshot, pack_ram, unpack_ram
 from emu.stops import Breakpoint, Budget, Interrupted, ProbeStop, Step, Stop, WatchKind
 from emu.symbols import SymbolTable
 from emu.traps import Delivery
 
 LONGEST_ABSENCE = 20_000_000  # instructions until a step's interrupt must be over: several turns of other tasks
-FEW_HOOKS = 8  # PC hooks for breakpoints with conditions; each more slows every instruction
 
 
 class Machine(RunLoop):
@@ -35,9 +34,6 @@ class Machine(RunLoop):
         self.calls = GuestCalls(self)
         self._blank = True  # RAM is zero
         self._masks: dict[object, Callable[[], Mapping[int, bytes]]] = {}
-        self._breakpoints: dict[tuple[int, bool], None] = {}  # (address, hardware) of the debugger's, in its order
-        self._armed: dict[tuple[int, bool], bool] = {}  # of these, with whether they stand where they belong for good
-        self._unsettled = False  # the two differ, or an address was not mapped
 
     @property
     def handler_ns(self) -> int:
@@ -108,10 +104,7 @@ class Machine(RunLoop):
                 f"this has {self.ram.size >> 20} MiB and a {ours}-bit one"
             )
         state = snapshot.state
-        self.text.disarm_all(self._debugger)
-        self.text.disarm_all(self._debugger_hardware)
-        self._armed.clear()
-        self._unsettled = True
+        self.breakpoints.disarm()
         unpack_ram(self.ram, snapshot.ram, blank=self._blank)
         self._blank = False
         self.cpu.load_image(snapshot.cpu)
@@ -197,7 +190,7 @@ class Machine(RunLoop):
         """One instruction, whatever stands on it. Interrupts that are due are taken and finished first, so that a
         step neither lands in a handler nor moves the guest's timeline; or with `into_interrupts`, entered. One that
         leads to another task for good, as in the idle loop, ends the step there (`Step.left`)."""
-        self._settle_breakpoints()
+        self.breakpoints.settle()
         self.watched.forget()
         return self._stepped(self._guarded(lambda: self._step(into_interrupts)))
 
@@ -257,9 +250,9 @@ class Machine(RunLoop):
     def step_at_once(self) -> Stop | None:
         """See iface.Machine: what `step` comes to where none of the things it allows for is the case."""
         pc, goal, event = self.cpu.linear_pc, self.clock.instructions + 1, self._next_event()
-        if self.halted or self._stop_requested or self._unsettled or (event is not None and event < goal):
+        if self.halted or self._stop_requested or self.breakpoints.unsettled or (event is not None and event < goal):
             return None
-        if self._held or self._followers or self._in_place or self.stop_at or (pc, False) in self._armed:
+        if self._held or self._followers or self._in_place or self.stop_at or self.breakpoints.stands(pc):
             return None
 
         def go() -> Stop:
@@ -285,43 +278,10 @@ class Machine(RunLoop):
 
         An address that is not mapped then is watched without memory, so it waits until it is; so is, among few, one
         with a condition, as the guest then goes on inside the engine."""
-        self._conditions.pop((vaddr, hardware), None)
-        if condition is not None:
-            self._conditions[vaddr, hardware] = condition
-        self._breakpoints.setdefault((vaddr, hardware))
-        self._unsettled = True
+        self.breakpoints.insert(vaddr, hardware, condition)
 
     def remove_breakpoint(self, vaddr: int, hardware: bool = False) -> None:
-        self._breakpoints.pop((vaddr, hardware), None)
-        self._conditions.pop((vaddr, hardware), None)
-        self._unsettled = True
-
-    def _settle_breakpoints(self) -> None:
-        """Before the guest runs: arm those that are wanted, and no others.
-
-        A debugger takes all out at each stop and puts the same in before each run: nothing is done about these.
-        """
-        if not self._unsettled:
-            return
-        for vaddr, hardware in self._armed.keys() - self._breakpoints.keys():
-            self.text.disarm(vaddr, self._debugger_hardware if hardware else self._debugger)
-            del self._armed[vaddr, hardware]
-        self._unsettled = False
-        for (vaddr, hardware), mapped in [(key, self._armed.get(key, False)) for key in self._breakpoints]:
-            if mapped:
-                continue
-            mapped = hardware or self.memory.translate(vaddr) is not None
-            self._unsettled |= not mapped  # looked at again before the next run
-            if mapped or (vaddr, hardware) not in self._armed:
-                self._arm_breakpoint(vaddr, hardware, mapped)
-
-    def _arm_breakpoint(self, vaddr: int, hardware: bool, mapped: bool) -> None:
-        owner = self._debugger_hardware if hardware else self._debugger
-        asked = (vaddr, hardware) in self._conditions and len(self._conditions) <= FEW_HOOKS
-        in_engine = hardware or not mapped or (asked and not self._repeats(vaddr))
-        self.text.disarm(vaddr, owner)
-        self.text.arm(vaddr, owner, BackEnd.HOOK if in_engine else BackEnd.INT3)
-        self._armed[vaddr, hardware] = mapped
+        self.breakpoints.remove(vaddr, hardware)
 
     def insert_watchpoint(self, kind: WatchKind, vaddr: int, size: int) -> None:
         """See iface.Machine.insert_watchpoint; `watched` does it."""
@@ -337,14 +297,6 @@ class Machine(RunLoop):
     @property
     def caught_exceptions(self) -> frozenset[int]:
         return self.traps.caught
-
-    def _repeats(self, vaddr: int) -> bool:
-        """A string instruction under rep stands there, before each iteration of which a PC hook would come."""
-        try:
-            insn = decode(self.memory.read(vaddr, MAX_INSN_SIZE), vaddr, self.bits)
-        except (MemoryFault, InvalidInstruction):
-            return False
-        return insn.map == 0 and bool({0xF2, 0xF3}.intersection(insn.prefixes))
 
     def follow(self, call: Condition) -> None:
         """See iface.Machine.follow."""

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from emu import traps as t
 from emu.breakhits import BreakHits, Watcher
+from emu.breakpoints import Breakpoints, Condition, Debugger
 from emu.calls import GuestCalls
 from emu.clock import Clock
 from emu.codebreaks import CodeBreaks
@@ -54,14 +55,12 @@ from emu.words import SubstitutedWords
 SLICE = 250_000  # instructions between looks at `request_stop`: 5 to 10 ms
 
 Watch = Callable[[], Stop | None]
-Condition = Callable[[], bool]
 
 
 class RunLoop(Events, BreakHits):
     """Processor, memory, devices and time put together and running. `machine.Machine` is the whole."""
 
     calls: GuestCalls  # those in progress pass a debugger's breakpoints; Machine makes it
-    _settle_breakpoints: Callable[[], None]
 
     def __init__(self, memory: int, *, symbols: SymbolTable | None = None, long_mode: bool = True) -> None:
         """`memory` bytes of RAM. `long_mode`: a processor that has it (Nehalem); else a Pentium III."""
@@ -86,14 +85,13 @@ class RunLoop(Events, BreakHits):
         )
         self.words = SubstitutedWords(self.ram, walks)
         self.memory = GuestMemory(self.ram, self.cpu, self.engine, walks, self.text, self.planted, self.words)
+        self.breakpoints = Breakpoints(self.cpu, self.memory, self.text)
         self.registers = GuestRegisters(self.cpu, self.engine, self.traps, self._leave_halt)
         self.symbols = GuestSymbols(symbols if symbols is not None else SymbolTable())
         self.console = Console(self._stop_for)
         self.trap_client: TrapClient | None = None
         self.budget_end: int | None = None  # instruction count at which every run ends with Budget
         self.trapped_ns = 0  # host time spent in the trap client, but for shortcuts
-        self._debugger, self._debugger_hardware = object(), object()
-        self._conditions: dict[tuple[int, bool], Condition] = {}
         self._followers: list[Condition] = []
         self._passed: int | None = None  # a PC hook here was answered already
         self._in_place: Place | None = None  # an int3 whose instruction runs once without it
@@ -125,7 +123,7 @@ class RunLoop(Events, BreakHits):
 
     def run(self, budget: int | None = None) -> Stop:
         """Run until something stops it; at most `budget` instructions."""
-        self._settle_breakpoints()
+        self.breakpoints.settle()
         end = self.budget_end if budget is None else self.clock.instructions + budget
         pc, skip = self.cpu.linear_pc, self._skip_breakpoint
         if self._passed != pc:
@@ -251,7 +249,7 @@ class RunLoop(Events, BreakHits):
         if self._skip_breakpoint != (pc, self.cpu.gpr[4]):
             return None
         place = self.text.place_at(pc) if self.text.has_byte(pc) else None
-        if place is None or not all(self._is_debugger(owner) for owner in place.owners):
+        if place is None or not all(isinstance(owner, Debugger) for owner in place.owners):
             return None
         return place
 
@@ -264,9 +262,6 @@ class RunLoop(Events, BreakHits):
             self.breaks.lifted = None
             self.text.settle(place)
             self._skip_breakpoint = None
-
-    def _is_debugger(self, owner: object) -> bool:
-        return owner is self._debugger or owner is self._debugger_hardware
 
     # ----------------------------------------------------------------------------------------------- the engine's hooks
 
@@ -308,9 +303,8 @@ class RunLoop(Events, BreakHits):
         if place is None or self.calls.depth or self._skip_breakpoint == (pc, self.cpu.gpr[4]):
             return False
         for owner in place.owners:
-            hardware = owner is self._debugger_hardware
-            if self._is_debugger(owner) and self._holds(place, hardware):
-                self._stop_for(Breakpoint(pc, hardware))
+            if isinstance(owner, Debugger) and self.breakpoints.holds(place.vaddr, owner.hardware):
+                self._stop_for(Breakpoint(pc, owner.hardware))
                 self.engine.break_here()  # nothing is retired, so the limit is never looked at ...
                 self.uncount(-1)  # ... and no instruction was counted that did not execute
                 self.cpu.forget_exception()
@@ -455,12 +449,11 @@ class RunLoop(Events, BreakHits):
             self.engine.stop_here()  # a slice full of hits lasts a hundred times as long as one without
         wanted = False
         for owner in list(place.owners):
-            if self._is_debugger(owner):
+            if isinstance(owner, Debugger):
                 if self._skip_breakpoint == (pc, self.cpu.gpr[4]) or self.calls.depth:
                     continue
-                hardware = owner is self._debugger_hardware
-                if self._holds(place, hardware):
-                    return Breakpoint(pc, hardware)
+                if self.breakpoints.holds(place.vaddr, owner.hardware):
+                    return Breakpoint(pc, owner.hardware)
                 continue
             if isinstance(owner, Watcher):
                 stop = owner.call()
@@ -478,10 +471,6 @@ class RunLoop(Events, BreakHits):
         verdict = self.trap_client.on_break(self.cpu, pc, place.back_end)
         self.trapped_ns += time.perf_counter_ns() - began
         return None if verdict is Verdict.NOT_MINE else verdict
-
-    def _holds(self, place: Place, hardware: bool) -> bool:
-        condition = self._conditions.get((place.vaddr, hardware))
-        return condition is None or condition()
 
     def _on_pc_hook(self, pc: int) -> None:
         """Before the instruction at `pc`, without an int3. It is counted already and executes when this returns."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from emu.machine import FEW_HOOKS, Machine
+from emu.breakpoints import FEW_HOOKS
+from emu.machine import Machine
 from emu.stops import Breakpoint, Budget, Interrupted
 from tests.support.embedded import Guest, power_on
 

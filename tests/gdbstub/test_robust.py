@@ -76,7 +76,7 @@ async def check_unharmed(server: Server, address: Tcp, defects: list[str]) -> No
     assert not await server.runner.call(lambda: machine.caught_exceptions)
     client = RawClient(await trio.open_tcp_stream(address.host, address.port))
     assert (await client.ask(b"?")).startswith(b"T05")
-    assert not machine._breakpoints  # type: ignore[attr-defined]  # the Machine behind the protocol
+    assert not machine.breakpoints.wanted  # type: ignore[attr-defined]  # the Machine behind the protocol
     assert not machine.watched._watches  # type: ignore[attr-defined]
     await client.stream.aclose()
     await is_free(server)
