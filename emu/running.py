@@ -230,6 +230,8 @@ class RunLoop(Events, BreakHits):
         """Whether the instruction at pc, which was counted and changed nothing, has not been executed.
 
         The engine begins one anew, and counts it again, that stores into the block it translated it with.
+        What that is depends on where runs and int3s divide code, so a guest that does it (Linux does not) has one
+        instruction more or less where a debugger has looked on: the one thing known that moves its time.
         """
         if self.halted or self._stop is not None:
             return False
