@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import select
@@ -60,7 +61,8 @@ class Wire:
                 assert data, "the stub closed"
                 self._codec.receive_data(data)
             elif isinstance(event, Packet):
-                self._send(self._codec.acknowledgements())
+                with contextlib.suppress(ConnectionError):  # a stub that has ended needs none
+                    self._send(self._codec.acknowledgements())
                 return event.payload
 
     def ask(self, payload: bytes) -> bytes:
