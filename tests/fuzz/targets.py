@@ -28,7 +28,7 @@ from tests.support.fake_machine import CODE, FakeMachine
 
 MAX_INSTRUCTIONS: Final = 500  # of one continue
 MAX_STEPS: Final = 300  # of one input
-MAX_BOOT: Final = 100_000  # instructions: the embedded guest is in its loop then
+START: Final = 100_000  # instructions; the embedded guest is in its loop then
 LIMIT: Final = 64  # bytes of a packet, for the codec: both sides of it are near
 
 
@@ -90,7 +90,7 @@ def machine(data: bytes) -> None:
             tracing=tracing,
             threads=threads,
         )
-        assert tracing.standing or not guest._breakpoints
+        assert tracing.standing or not guest.breakpoints.wanted
         assert not guest.watched._watches
         assert not guest.caught_exceptions
     finally:
@@ -121,7 +121,7 @@ def monitor(data: bytes) -> None:
 @functools.cache
 def _embedded(bits: int) -> tuple[GuestMachine, Snapshot]:
     guest = boot_embedded(bits, "loop")
-    guest.run(MAX_BOOT)
+    guest.run(START)
     return guest, guest.snapshot()
 
 
