@@ -71,6 +71,7 @@ class OneProgram:
         head = b"\x7fELF" + bytes([bits // 32])
         self._file = head.ljust(CODE_OFFSET, b"\0") + code
         self.id = FileId(1, 1)
+        self.regular = True
         self.size = len(self._file)
 
     def read(self, offset: int, size: int) -> bytes:
