@@ -171,6 +171,10 @@ def expect_status(machine: GuestMachine) -> None:
     machine.console.expect(initramfs.EXEC_STATUS.pattern, lambda match: GuestExit(int(match[1])))
 
 
+_EMBEDDED = {"embedded": 64, "embedded32": 32}
+"""What the command line calls our own kernel, with its bits."""
+
+
 def load(
     path: str | Path,
     *,
@@ -184,6 +188,8 @@ def load(
     """An ELF, multiboot or flat image, about to run its first instruction. ImageError."""
     module = read_file(initrd) if initrd is not None else b""
     name = str(path)
+    if name in _EMBEDDED and not Path(path).exists():
+        raise ImageError(name, f"no such file; the embedded guest is boot_embedded({_EMBEDDED[name]})")
     data = read_file(Path(path))
     image = load_image(name, data, memory=memory, base=base, entry=entry, bits=bits, initrd=module, append=append)
     machine = _start_image(image, name, memory)

@@ -45,7 +45,7 @@ class ImageError(MachineError):
     """A file that cannot be loaded: what is wrong, in which file, at which byte offset (None: the file as a whole)."""
 
     def __init__(self, path: str, reason: str, offset: int | None = None) -> None:
-        where = "" if offset is None else f" at offset {offset:#x}"
+        where = "" if offset is None else f", at offset {offset:#x}"
         super().__init__(f"{path}: {reason}{where}")
         self.path = path
         self.reason = reason

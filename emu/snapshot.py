@@ -90,7 +90,7 @@ class Snapshot:
         try:
             header = Header.parse(data)
         except ConstructError:
-            raise ImageError(name, "is not a snapshot of a machine", 0) from None
+            raise ImageError(name, "is not a snapshot of a machine") from None
         if header.format != FORMAT:
             raise ImageError(name, f"snapshot format {header.format}, this program reads {FORMAT}", 8)
         at = Header.sizeof()

@@ -68,7 +68,7 @@ def extract(package: Path, wanted: Callable[[str], bool], limit: int = _MEMBER_L
 def _find_data(name: str, stream: IO[bytes]) -> _Wrap:
     """Leave `stream` at the start of the data member's contents; how to decompress it."""
     if stream.read(len(_AR_MAGIC)) != _AR_MAGIC:
-        raise ImageError(name, "not a Debian package", 0)
+        raise ImageError(name, "not a Debian package")
     while True:
         offset = stream.tell()
         header = stream.read(_AR_HEADER)

@@ -62,7 +62,7 @@ def load_image(
         image = load_flat(path, data, entry=entry, bits=16)
     else:
         what = _foreign(data) or "neither ELF nor multiboot"
-        raise ImageError(path, f"{what}; a flat binary needs --bits 16, 32 or 64", 0)
+        raise ImageError(path, f"{what}; a flat binary needs --bits 16, 32 or 64")
     image.check_fits(memory)
     return image
 
@@ -71,13 +71,13 @@ def load_kernel(path: str, data: Bytes, *, initrd: Bytes = b"", append: str = ""
     """What `gdbstub boot` starts: a Linux kernel, bzImage or vmlinux, with `append` after the default command line."""
     _refuse_empty(path, data)
     if not is_bzimage(data) and bytes(data[:4]) != ELF_MAGIC:
-        raise ImageError(path, f"not a Linux kernel for x86 but {_foreign(data) or 'something unknown'}", 0)
+        raise ImageError(path, f"not a Linux kernel for x86 but {_foreign(data) or 'something unknown'}")
     return load_linux(path, data, initrd=initrd, append=append, memory=memory)
 
 
 def _refuse_empty(path: str, data: Bytes) -> None:
     if not len(data):
-        raise ImageError(path, "the file is empty", 0)
+        raise ImageError(path, "the file is empty")
 
 
 def _foreign(data: Bytes) -> str | None:

@@ -98,7 +98,7 @@ class ElfFile:
     def _identify(self) -> int:
         ident = bytes(self.data[:20])
         if ident[:4] != MAGIC:
-            raise ImageError(self.path, "not an ELF file", 0)
+            raise ImageError(self.path, "not an ELF file")
         if len(ident) < 20:
             raise ImageError(self.path, "ELF header is cut short", len(ident))
         if ident[5] != 1:

@@ -27,7 +27,7 @@ def load_flat(
     where = (BOOT_SECTOR if bits == 16 else _HIGH_BASE) if base is None else base
     start_at = where if entry is None else entry
     if not len(data):
-        raise ImageError(path, "the file is empty", 0)
+        raise ImageError(path, "the file is empty")
     if where < 0 or not where <= start_at < where + len(data):
         raise ImageError(path, f"entry {start_at:#x} is outside the image at {where:#x}-{where + len(data):#x}")
     segments = [Segment(where, data)]

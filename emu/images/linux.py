@@ -215,8 +215,11 @@ def _place_initrd(path: str, initrd: Bytes, floor: int, memory: int, setup: _Set
     top = min(memory, setup.initrd_addr_max + 1, 1 << 32)
     paddr = (top - len(initrd)) & -PAGE
     if len(initrd) and paddr < floor:
-        needed = -(-(floor + len(initrd) + PAGE) >> 20)
-        raise ImageError(path, f"with its initrd of {len(initrd)} bytes it needs {needed} MiB of memory below {top:#x}")
+        if top < memory:
+            reason = f"its initrd has to lie above {floor:#x}, where it ends itself, and below {top:#x}"
+            raise ImageError(path, f"no room for an initrd of {len(initrd)} bytes: {reason}")
+        needed, there = -(-(floor + len(initrd) + PAGE) >> 20), memory >> 20
+        raise ImageError(path, f"with its initrd of {len(initrd)} bytes it needs {needed} MiB of memory, not {there}")
     return Segment(max(paddr, 0), initrd)
 
 

@@ -142,6 +142,12 @@ def test_stepping_and_breakpoints_change_nothing(kernel: str) -> None:
 # ------------------------------------------------------------------------------------------------- what is refused
 
 
+def test_the_command_lines_name_of_the_embedded_guest_leads_to_its_function() -> None:
+    """`gdbstub load embedded` is no file here."""
+    with pytest.raises(ImageError, match=r"embedded32: no such file; the embedded guest is boot_embedded\(32\)"):
+        load("embedded32")
+
+
 @pytest.mark.parametrize("data", [b"", b"\x7fELF", b"MZ" + bytes(600), bytes(4096), b"#!/bin/sh\n"])
 def test_file_that_is_no_kernel_is_refused_in_one_line(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "vmlinuz"

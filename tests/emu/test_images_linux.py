@@ -152,8 +152,15 @@ def test_an_initrd_does_not_lie_in_what_the_kernel_clears_for_itself() -> None:
     """init_size reaches past the ELF segments: the kernel uses that memory before it looks at the memory map."""
     data = build_bzimage(gzip.compress(build_vmlinux(64)), init_size=0x2FF0000)
     assert load(data, initrd=bytes(0x8000)).kind == "linux"
-    with pytest.raises(ImageError, match="needs 65 MiB"):
+    with pytest.raises(ImageError, match=r"needs 65 MiB of memory, not 64$"):
         load(data, initrd=bytes(0x18000))
+
+
+def test_an_initrd_without_room_below_the_kernels_limit_is_refused() -> None:
+    """More memory would not help there, so it is not asked for."""
+    data = build_bzimage(gzip.compress(build_vmlinux(64)), initrd_addr_max=0x3FF)
+    with pytest.raises(ImageError, match=r"no room for an initrd of 5000 bytes: .* and below 0x400$"):
+        load(data, initrd=bytes(5000))
 
 
 def test_a_command_line_longer_than_the_kernel_takes_is_refused() -> None:
@@ -232,6 +239,7 @@ def test_a_foreign_file_is_named_in_one_line(name: str) -> None:
         with pytest.raises(ImageError, match=reason) as caught:
             loader(data)
         assert "\n" not in str(caught.value)
+        assert "offset 0x0" not in str(caught.value)  # it is the whole file that is wrong
 
 
 def test_load_of_a_linux_kernel_points_to_boot() -> None:
