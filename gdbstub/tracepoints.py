@@ -232,7 +232,7 @@ class Tracing:
         try:
             self._probes.register(probe, ours=True)
         except ProbeError as error:
-            raise PacketError(f"tracepoint {point.number} at {point.address:#x}: {error}") from error
+            raise PacketError(f"tracepoint {point.number} at {point.address:#x}: {error.reason}") from error
         point.probe = probe
 
     def disarm(self, point: Tracepoint) -> None:

@@ -456,8 +456,7 @@ class Kprobes:
 
     def _locate(self, probe: Kprobe) -> tuple[int, int | None]:
         """The address to probe and its function's start (None where no symbol covers it)."""
-        if (probe.addr is None) == (probe.symbol is None):
-            raise ProbeError(errno.EINVAL, "a probe takes a symbol or an address, and only one of them")
+        probe.check_place()  # it may have been changed since it was made
         symbols = self._machine.symbols
         if probe.symbol is None:
             address = (probe.addr or 0) + probe.offset

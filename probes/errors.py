@@ -28,6 +28,7 @@ class ProbeError(Exception):
     `errno` is positive. `definition` is the line as the kernel's error log prints it (words joined by one space) and
     `column` the 0-based place of the caret under it; both are None where no line is at fault. `token` is the kernel's
     TP_ERR_ name where the text is the kernel's own (kernel/trace/trace_probe.h). `hint` is a further line for a person.
+    As text it is the reason, then the definition with its caret and the hint where there are such.
     """
 
     def __init__(
@@ -59,9 +60,15 @@ class ProbeError(Exception):
             self.errno, self.reason, definition=definition, column=column, token=self.token, hint=self.hint
         )
 
+    def __str__(self) -> str:
+        return "\n".join((self.reason, *self._details()))
+
     def lines(self) -> list[str]:
-        """What a person is shown: the reason with its errno, then the line and a caret where there is one."""
-        shown = [f"{self.reason} ({self.name})"]
+        """What a person is shown: as text, but the reason has its errno with it."""
+        return [f"{self.reason} ({self.name})", *self._details()]
+
+    def _details(self) -> list[str]:
+        shown = []
         if self.definition is not None:
             shown.append(f"  {self.definition}")
             if self.column is not None:

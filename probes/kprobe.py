@@ -23,10 +23,10 @@ Arm: TypeAlias = Literal["auto", "int3", "hook"]
 class Kprobe:
     """One probe: where, and what is called there.
 
-    Give `symbol` (and `offset`) or `addr`. `pre_handler(p, regs)` runs before the instruction; true means it has set
-    the registers and the instruction is skipped. `post_handler(p, regs)` runs after it.
-    `fault_handler(p, regs, vector)` runs when the instruction faults, or guest code that a handler of the probe calls;
-    true means the guest need not know, and goes on at `regs.ip`. `arm` picks the back end.
+    Give `symbol` (and `offset`) or `addr`; ProbeError EINVAL for neither or both. `pre_handler(p, regs)` runs before
+    the instruction; true means it has set the registers and the instruction is skipped. `post_handler(p, regs)` runs
+    after it. `fault_handler(p, regs, vector)` runs when the instruction faults, or guest code that a handler of the
+    probe calls; true means the guest need not know, and goes on at `regs.ip`. `arm` picks the back end.
 
     After registration `address` is the probed address, `hits` and `nmissed` count, `notes` say what Linux would have
     done otherwise.
@@ -62,6 +62,12 @@ class Kprobe:
         self.hits = 0
         self.nmissed = 0
         self.notes: tuple[str, ...] = ()
+        self.check_place()
+
+    def check_place(self) -> None:
+        """ProbeError EINVAL unless it has one place."""
+        if (self.addr is None) == (self.symbol is None):
+            raise ProbeError(errno.EINVAL, "a probe takes a symbol or an address, and only one of them")
 
     @property
     def registered(self) -> bool:

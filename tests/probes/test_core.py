@@ -1,6 +1,7 @@
 """Kprobes: registration, handlers and their order, faults and reentrancy, on a machine without an engine."""
 
 import errno
+from typing import Any
 
 import pytest
 
@@ -28,6 +29,17 @@ def manager(machine: ProbedMachine) -> Manager:
     return Manager(machine)
 
 
+@pytest.mark.parametrize("place", [{}, {"symbol": "target", "addr": TEXT}], ids=["neither", "both"])
+def test_a_probe_has_one_place_when_it_is_made(manager: Manager, place: dict[str, Any]) -> None:
+    """Where the mistake is made it is said; one made later on, at the registration."""
+    with pytest.raises(ProbeError, match="a symbol or an address") as refusal:
+        Kprobe(**place)
+    assert refusal.value.errno == errno.EINVAL
+    probe = Kprobe(symbol="target")
+    probe.symbol, probe.addr = place.get("symbol"), place.get("addr")
+    assert refused(manager, probe) == errno.EINVAL
+
+
 def refused(manager: Manager, probe: Kprobe) -> int:
     with pytest.raises(ProbeError) as refusal:
         manager.register(probe)
@@ -37,15 +49,13 @@ def refused(manager: Manager, probe: Kprobe) -> int:
 @pytest.mark.parametrize(
     ("probe", "number"),
     [
-        (Kprobe(), errno.EINVAL),
-        (Kprobe(symbol="target", addr=TEXT), errno.EINVAL),
         (Kprobe(symbol="nothing"), errno.ENOENT),
         (Kprobe(symbol="target", offset=0x50), errno.ENOENT),
         (Kprobe(symbol="target", offset=5), errno.EILSEQ),
         (Kprobe(symbol="target", offset=MOV + 1 - TEXT), errno.EILSEQ),
         (Kprobe(addr=0x999000, arm="int3"), errno.EFAULT),
     ],
-    ids=["neither", "both", "unknown", "outside", "in-nop", "in-mov", "unmapped"],
+    ids=["unknown", "outside", "in-nop", "in-mov", "unmapped"],
 )
 def test_a_probe_is_refused_with_the_kernels_errno(manager: Manager, probe: Kprobe, number: int) -> None:
     """register_kprobe()'s refusals, and the one for an int3 where no page is."""

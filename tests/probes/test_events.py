@@ -191,6 +191,7 @@ def test_an_unknown_symbol_brings_a_suggestion(manager: Manager) -> None:
     with pytest.raises(ProbeError) as refused:
         manager.add("kprobe", "p opex")
     assert refused.value.lines()[3] == "did you mean open?"
+    assert str(refused.value) == "Invalid probed address or symbol\n  p opex\n    ^\ndid you mean open?"
 
 
 @pytest.mark.parametrize(
