@@ -133,8 +133,7 @@ class MachineInspector:
         deadline = clock.next_deadline_ns()
         lines = [f"now {clock.now_ns:,} ns, {clock.instructions:,} instructions"]
         lines.append("no timer is set" if deadline is None else f"next timer in {deadline - clock.now_ns:,} ns")
-        lines += [f"{name}: {state}" for name, state in _flat("pit", self._machine.devices.pit.state())]
-        return lines
+        return [*lines, *self._machine.devices.pit.lines()]
 
     def _stats(self) -> list[str]:
         machine = self._machine

@@ -22,6 +22,7 @@ SPEAKER = 0x61
 
 _TRIGGERED = (1, 5)  # counting starts with a rising gate only
 _PERIODIC = (2, 3)
+_MODES = ("one count", "one-shot", "rate generator", "square wave", "software strobe", "hardware strobe")
 
 _LOW_BYTE, _HIGH_BYTE, _BOTH = 1, 2, 3  # RW1 and RW0 of the control word
 
@@ -253,6 +254,19 @@ class _Counter:
         self.latch = None
         return value & 0xFF if access == _LOW_BYTE else value >> 8
 
+    def describe(self, tick: int) -> str:
+        """Mode, count and pins, for people."""
+        parts = [f"mode {self.mode} ({_MODES[self.mode]})"]
+        if self.start is None:
+            parts.append("not started" if self.reload is None else f"{self.reload} about to be loaded")
+        else:
+            rate = f" ({FREQUENCY / self.count:.1f} Hz)" if self.mode in _PERIODIC else ""
+            value = self.value(tick)
+            parts.append(f"at {_from_bcd(value) if self.control & 1 else value} of {self.count}{rate}")
+        parts.append(f"gate {'high' if self.gate else 'low'}")
+        parts.append(f"out {'high' if self.out(tick) else 'low'}")
+        return ", ".join(parts)
+
     def state(self) -> State:
         return saved.save(self, self._LAYOUT)
 
@@ -357,6 +371,16 @@ class Pit:
         """Channel 2's OUT."""
         tick = ticks_at(self._clock.now_ns)
         return self._settled(2, tick).out(tick)
+
+    def lines(self) -> list[str]:
+        """One line a counter, for people. Changes nothing: a count that is due is loaded into a copy."""
+        tick = ticks_at(self._clock.now_ns)
+        shown = []
+        for channel, own in enumerate(self._counters):
+            counter = copy.copy(own)
+            counter.settle(tick)
+            shown.append(f"pit counter {channel}: {counter.describe(tick)}")
+        return shown
 
     def state(self) -> State:
         return {"counters": [counter.state() for counter in self._counters], "edge": self._edge}

@@ -450,6 +450,15 @@ def apply(bench: Bench, operations: list) -> list:
     return [*seen, *bench.edges]
 
 
+def test_a_counter_is_described_as_its_program_reads_it() -> None:
+    """A decimal counter in decimal, a count on its way, and without loading what is due."""
+    bench = Bench()
+    bench.program(0, 2, 0x1000, bcd=1)
+    assert "mode 2 (rate generator), 1000 about to be loaded, gate high, out high" in bench.pit.lines()[0]
+    bench.to(11)
+    assert "at 990 of 1000 (1193.2 Hz)" in bench.pit.lines()[0]
+
+
 @given(st.lists(OPERATIONS), st.lists(OPERATIONS))
 def test_restored_timer_behaves_as_the_one_that_never_stopped(first: list, then: list) -> None:
     """Any history, then saved through JSON, then any future: the same reads and the same interrupts."""
@@ -486,5 +495,8 @@ def test_any_state_in_range_is_usable(counters: list, edge: int | None, operatio
     """A snapshot whose fields are each possible and together are not: no error, and every byte is one."""
     bench = Bench()
     bench.pit.load({"counters": counters, "edge": edge})
+    before = bench.pit.state()
+    assert len(bench.pit.lines()) == 3
+    assert bench.pit.state() == before
     seen = apply(bench, operations)
     assert all(0 <= value <= 0xFF for value in seen[: len(seen) - len(bench.edges)])

@@ -74,6 +74,16 @@ def test_timers_and_statistics_count_as_the_clock_does(machine: GuestMachine):
     assert lines(machine, "stats").startswith(f"instructions {machine.instructions:,}\n")
 
 
+def test_each_timer_is_a_line_of_words(machine: GuestMachine):
+    """The guest's tick of 1 kHz, and two counters that nobody has started."""
+    shown = lines(machine, "timers").splitlines()[2:]
+    assert re.fullmatch(r"pit counter 0: mode 2 \(rate generator\), at \d+ of 1193 \(1000\.2 Hz\), .*", shown[0])
+    assert shown[1:] == [
+        "pit counter 1: mode 0 (one count), not started, gate high, out low",
+        "pit counter 2: mode 0 (one count), not started, gate low, out low",
+    ]
+
+
 def test_a_named_snapshot_goes_back_exactly(machine: GuestMachine):
     """Memory and instruction count of then."""
     snapshots = NamedSnapshots(machine)
