@@ -5,8 +5,8 @@ once, with its grammar, by `@command`; parsing, `help` and the "usage" of a refu
 a command works on is a narrow service (`monitorservices`); where it is None the command says so.
 
 A grammar is words separated by spaces: `word` or `one|another` literally, `NAME` one word of the user's, `[NAME]` the
-same but optional, `[OPTIONS]` the options the declaration lists, `DEF`, `FILE` and `PATH` the raw rest of the line: a
-probe definition is the kernel's own line and keeps its spaces and quotes.
+same but optional, `[OPTIONS]` the options the declaration lists, `DEF`, `FILE`, `PATH`, `TEXT` and `COMMAND` the raw
+rest of the line: a probe definition is the kernel's own line and keeps its spaces and quotes.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Command:
 
 Handler = TypeVar("Handler", bound=Callable[..., Sequence[str]])
 _MARK = "_command_declarations"
-_RAW = ("DEF", "FILE", "PATH", "TEXT")
+_RAW = ("DEF", "FILE", "PATH", "TEXT", "COMMAND")
 _WORD = re.compile(r"\s*(\S+)")
 
 
@@ -92,6 +92,8 @@ def _match(command: Command, line: str) -> Arguments | None:
             continue
         if name in _RAW:
             if not rest.strip():
+                if token != name:
+                    continue
                 return None
             arguments.words[name], rest = rest.strip(), ""
             continue
@@ -131,7 +133,7 @@ def _take_options(command: Command, rest: str, arguments: Arguments) -> str:
 
 
 def _did_you_mean(word: str, known: Mapping[str, object] | Sequence[str], prefix: str = "") -> str:
-    close = difflib.get_close_matches(word, list(known), n=3)
+    close = difflib.get_close_matches(word, dict.fromkeys(known), n=3)
     return f"; did you mean {', '.join(prefix + name for name in close)}?" if close else ""
 
 
@@ -194,22 +196,28 @@ class Monitor:
         verb = (line.split() or ["help"])[0].partition("/")[0]
         candidates = [command for command in self.commands if command.verb == verb]
         if not candidates:
-            known = list(dict.fromkeys(command.verb for command in self.commands))
+            known = [command.verb for command in self.commands]
             raise CommandError(f"unknown command {verb!r}{_did_you_mean(verb, known)} (try `help`)")
         for command in candidates:
             arguments = _match(command, line or "help")
             if arguments is not None:
                 return command, arguments
-        raise CommandError("usage: " + "\n       ".join(command.grammar for command in candidates))
+        raise CommandError(_usage(candidates))
+
+    def _about(self, words: Sequence[str]) -> list[Command]:
+        """The commands that begin with `words`; all of the verb where no command goes on like that."""
+        candidates = [command for command in self.commands if command.verb == words[0].partition("/")[0]]
+        return [command for command in candidates if _begins(command, words)] or candidates
 
     @command("help [COMMAND]", "the commands, or all about one of them", looks=True)
     def help(self, arguments: Arguments) -> Sequence[str]:
-        verb = arguments.words.get("COMMAND")
-        chosen = [command for command in self.commands if verb in (None, command.verb)]
+        words = arguments.words.get("COMMAND", "").split()
+        verb = words[0].partition("/")[0] if words else None
+        chosen = self._about(words) if words else self.commands
         if not chosen:
             known = [command.verb for command in self.commands]
             raise CommandError(f"no command {verb!r}{_did_you_mean(str(verb), known)}")
-        lines = []
+        lines: list[str] = []
         for command in chosen:
             lines.append(f"{command.grammar:<42} {command.help}")
             if verb is not None and command.options:
@@ -344,7 +352,8 @@ class Monitor:
         word = arguments.words.get("N")
         count = None if word is None else _number(word)
         if word is not None and count is None:
-            raise CommandError(f"trace: {word!r} is no number of records")
+            meant = self._about(["trace", word])[:1]
+            raise CommandError(f"trace: {word!r} is no number of records; {_usage(meant)}")
         return self._trace().lines(count)
 
     @command("ps", "the guest's processes", looks=True)
@@ -437,6 +446,20 @@ class Monitor:
         if paddr is None:
             raise CommandError(f"{text} ({vaddr:#x}) is not mapped now")
         return paddr
+
+
+def _begins(command: Command, words: Sequence[str]) -> bool:
+    """The literal words of its grammar, up to the first of the user's, are what `words` has there."""
+    for token, word in zip(command.grammar.split()[1:], words[1:], strict=False):
+        if not token.islower():
+            return True
+        if word not in token.split("|"):
+            return False
+    return True
+
+
+def _usage(commands: Sequence[Command]) -> str:
+    return "usage: " + "\n       ".join(command.grammar for command in commands)
 
 
 def _pid(arguments: Arguments) -> int:

@@ -19,6 +19,7 @@ from probes.programs import Copies, FileId, ProgramFile
 from probes.programsymbols import functions, identity
 
 _MAX_NAMES: Final = 1 << 18  # kept of all files together; a C library has 3,000
+_NO_SYMBOLS: Final = "the file has no symbols (stripped): give an offset, PATH:0xOFFSET, or --sysroot with a copy"
 _EACH: Final = 64  # what a file counts for without a name
 
 
@@ -66,8 +67,9 @@ class FileSymbols:
                 file.read(0, file.size)
         except MemoryFault:
             return
-        near = difflib.get_close_matches(name, {**self.names(file), **copied}, n=3)
-        hint = f"did you mean {', '.join(near)}?" if near else None
+        known = {**self.names(file), **copied}
+        near = difflib.get_close_matches(name, known, n=3)
+        hint = f"did you mean {', '.join(near)}?" if near else None if known else _NO_SYMBOLS
         raise ProbeError(errno.ENOENT, f"{path} has no function {name}", hint=hint)
 
     def clear(self) -> None:

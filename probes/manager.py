@@ -17,7 +17,7 @@ from probes.awaited import Awaited
 from probes.btf import Btf
 from probes.discovery import linux_says, spread
 from probes.errors import ProbeError
-from probes.eventoptions import KINDS, Options, checked
+from probes.eventoptions import KINDS, Options, checked, maxactive
 from probes.export import Unfinished
 from probes.fetch import FetchContext, TaskInfo
 from probes.jprobe import Jprobe
@@ -238,6 +238,8 @@ class Manager:
         event.trace.armed = armed
         if isinstance(probe, Kretprobe) and isinstance(spec, ProbeSpec):
             spec = replace(spec, maxactive=probe.maxactive)
+            if "maxactive" in options and not maxactive(options["maxactive"]):
+                probe.notes += (f"--maxactive 0 leaves it to the definition or the kernel: it is {probe.maxactive}",)
         event.parts.append((spec, probe))
         if not isinstance(probe, Uprobe) and not any("Linux" in note for note in probe.notes):
             noted = probe if isinstance(probe, Kretprobe) else kprobe_of(probe)

@@ -154,6 +154,16 @@ def test_help_of_one_command_shows_its_options(monitor: Monitor):
     assert not any("snapshot" in line for line in shown)
 
 
+def test_help_of_further_words_is_of_what_begins_so(monitor: Monitor):
+    """`help kprobe add` is the one grammar; words that lead nowhere get all of the verb's."""
+    (grammar, options) = lines(monitor, "help kprobe add")
+    assert grammar.startswith("kprobe add [OPTIONS] DEF")
+    assert options.startswith("  OPTIONS: ")
+    assert lines(monitor, "help kprobe del")[0].startswith("kprobe enable|disable|del")
+    assert lines(monitor, "help kprobe nothing") == lines(monitor, "help kprobe")
+    assert refusal(monitor, "help kprob add") == "no command 'kprob'; did you mean kprobe, probe, uprobe?"
+
+
 def test_a_probe_error_is_shown_with_its_caret(services: Services):
     """The engine's own lines, not rephrased."""
 
@@ -209,6 +219,7 @@ def test_physical_memory_in_the_formats_of_qemu(monitor: Monitor, line: str, sho
         ("xp/4xw nosuch", "no symbol 'nosuch'"),
         ("xp/4xw start+q", "'q' is no offset"),
         ("trace many", "'many' is no number"),
+        ("trace stream", "usage: trace stream on|off"),
         ("trace " + "9" * 5000, "is no number of records"),
         ("symbols nosuch*", "no symbol matches"),
         ("symbols start[", "a [ has its ] behind it"),

@@ -131,6 +131,17 @@ def test_event_of_another_type_is_refused(way: Way) -> None:
     assert (refusal.value.errno, refusal.value.column) == (errno.EEXIST, 0)
 
 
+def test_what_maxactive_0_became_is_said(way: Way) -> None:
+    """As in register_kretprobe(), where 0 is the default; the event's info keeps saying it."""
+    run = Returns(way, "")
+    (listing, *notes) = run.manager.add("kretprobe", "r:e target", {"maxactive": "0"})
+    assert listing == "r10:kprobes/e target"
+    said = "note: --maxactive 0 leaves it to the definition or the kernel: it is 10"
+    assert said in notes
+    assert f"    {said}" in run.manager.info("e")
+    assert not any("maxactive" in line for line in run.manager.add("kretprobe", "r:f target", {"maxactive": "3"}))
+
+
 def test_monitor_verb(way: Way) -> None:
     """`kretprobe add [OPTIONS] r..`, list, info and del, as a person types them."""
     run = Returns(way, "calls=1")
@@ -158,9 +169,9 @@ def test_lines_of_both_kinds_go_through_one_door(way: Way) -> None:
 
 @pytest.mark.parametrize(("options", "whose"), [({"pid": "1", "comm": "in*"}, True), ({"comm": "sh"}, False)])
 def test_calls_of_other_tasks_are_declined(way: Way, options: dict[str, str], whose: bool) -> None:
-    """By --pid and --comm: they are neither hits nor records. --maxactive 0 is the default."""
+    """By --pid and --comm: they are neither hits nor records."""
     run = Returns(way, "calls=1")
-    (listing,) = add(run, "r:e recursed_target", maxactive="0", **options)
+    (listing,) = add(run, "r:e recursed_target", **options)
     assert listing == "r10:kprobes/e recursed_target"
     run.run()
     (status,) = run.manager.status()
