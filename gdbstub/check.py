@@ -15,7 +15,7 @@ from emu.images.cache import Progress
 from emu.kernelfile import KernelFile, open_kernel
 from gdbstub.commands import Check, Symbols
 from gdbstub.guestfiles import GuestFiles, Lookup, fetched_initramfs, host_folder
-from gdbstub.outcome import NOT_REACHED, SUCCESS, UsageError
+from gdbstub.status import NOT_REACHED, SUCCESS, UsageError
 from probes import rawtext
 from probes.arch.x86 import convention_for
 from probes.discovery import find_symbols

@@ -11,9 +11,7 @@ import socket
 from collections.abc import Callable, Iterator
 
 from gdbstub.address import Address, AddressError, Stdio, Tcp, Unix
-from gdbstub.rsp import NEED_DATA, Codec, Packet
-from gdbstub.session import MONITOR_STATUS
-from probes import rawtext
+from gdbstub.rsp import MONITOR_STATUS, NEED_DATA, Codec, Packet
 
 _PORTION = 0x4000
 
@@ -26,7 +24,7 @@ def run_monitor_command(
     address: Address, command: str, write: Callable[[str], None], *, timeout: float | None = 30.0
 ) -> bool:
     """Have the stub at `address` carry out `command`; its output goes to `write` as it comes, bytes that are
-    no UTF-8 as `probes.rawtext` has them.
+    no UTF-8 as lone surrogates (PEP 383).
 
     False where the command was refused (the output then says why; stubs other than ours say OK all the same).
     ClientError where there is no stub, no answer for `timeout` seconds, or it has no monitor commands. AddressError for
@@ -72,7 +70,7 @@ def _print(replies: _Replies, write: Callable[[str], None]) -> bool:
             return False
         console = payload.startswith(b"O")
         try:
-            write(rawtext.decode(bytes.fromhex(payload[console:].decode("ascii"))))
+            write(_text(payload[console:]))
         except ValueError as error:
             raise ClientError("the stub's answer is no monitor output") from error
         if not console:  # the other form the manual allows: all output in the final reply
@@ -86,7 +84,7 @@ def _follow(replies: _Replies, write: Callable[[str], None]) -> None:
     try:
         payload = b"O"
         while payload.startswith(b"O"):
-            write(rawtext.decode(bytes.fromhex(payload[1:].decode("ascii"))))
+            write(_text(payload[1:]))
             payload = next(replies)
     except KeyboardInterrupt:
         replies.interrupt()
@@ -96,6 +94,10 @@ def _follow(replies: _Replies, write: Callable[[str], None]) -> None:
         raise ClientError("the stub's answer is no console text") from error
     replies.ask(b"D")
     next(replies)
+
+
+def _text(digits: bytes) -> str:
+    return bytes.fromhex(digits.decode("ascii")).decode("utf-8", "surrogateescape")
 
 
 class _Replies(Iterator[bytes]):

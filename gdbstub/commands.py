@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from gdbstub.address import Address, Tcp
-from probes.kprobe import Arm
+
+if TYPE_CHECKING:  # to look at a command line takes no machine
+    from probes.kprobe import Arm
 
 ConsolePlace: TypeAlias = Literal["stdio", "none"] | Path | Tcp
 TraceFormat: TypeAlias = Literal["txt", "jsonl", "pftrace", "parquet"]
@@ -160,4 +162,6 @@ class Demo:
     """The guided main job, which takes no options."""
 
 
-Command: TypeAlias = Boot | Load | Fetch | MonitorCommand | Check | Symbols | DrgnShell | Report | Replay | Demo
+Work: TypeAlias = Boot | Load | Fetch | Check | Symbols | DrgnShell | Report | Replay | Demo
+"""What takes more than talking to a stub that runs elsewhere."""
+Command: TypeAlias = Work | MonitorCommand

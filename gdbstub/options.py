@@ -11,7 +11,7 @@ import difflib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 from gdbstub.address import Stdio, parse_address
 from gdbstub.commands import (
@@ -89,10 +89,33 @@ _Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse, but a usage error is one line."""
+    """argparse, but a usage error is one line that says what may have been meant."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (see `{self.prog} --help`)\n")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            known = [str(choice) for choice in action.choices]
+            raise argparse.ArgumentError(action, f"{value!r} is not known here{_hint(str(value), known, known)}")
+
+
+def _hint(text: str, known: Sequence[str], otherwise: Sequence[str] = ()) -> str:
+    """What of `known` may have been meant; else all of `otherwise`."""
+    close = difflib.get_close_matches(text, known, n=1)
+    if close:
+        return f": did you mean {close[0]}?"
+    return f": {', '.join(otherwise)}" if otherwise else ""
+
+
+class _Version(argparse.Action):
+    """`--version`, which looks for the installed package only when it is asked."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from importlib.metadata import version
+
+        print(f"gdbstub {version('gdbstub')}")
+        parser.exit()
 
 
 def parser() -> argparse.ArgumentParser:
@@ -105,6 +128,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    top.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_boot(commands)
     _add_load(commands)
@@ -361,9 +385,7 @@ def parse(arguments: Sequence[str] | None = None) -> Command:
     given.command_line = tuple(words)
     if unknown:
         known = [option for action in given.parser._actions for option in action.option_strings]
-        close = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
-        hint = f": did you mean {close[0]}?" if close else ""
-        given.parser.error(f"{unknown[0]!r} is not known here{hint}")
+        given.parser.error(f"{unknown[0]!r} is not known here{_hint(unknown[0].partition('=')[0], known)}")
     match given.command:
         case "boot":
             return _boot(given)

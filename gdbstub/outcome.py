@@ -8,21 +8,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
 from emu import stops
 from emu.boot import GuestMachine
+from gdbstub.status import CRASHED, DEFECT, NOT_REACHED, SUCCESS, USAGE
 from probes.manager import EventStatus
-
-SUCCESS: Final = 0
-NOT_REACHED: Final = 1
-USAGE: Final = 2
-CRASHED: Final = 3
-DEFECT: Final = 4
-
-
-class UsageError(Exception):
-    """What the user asked for cannot be done; a line, for a probe definition with more below it. Status 2."""
 
 
 @dataclass(frozen=True, slots=True)

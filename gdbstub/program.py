@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import re
 import signal
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from emu.runner import Runner, open_runner
 from gdbstub.address import AddressError, Stdio, Tcp
 from gdbstub.commands import LogTopic, RunOptions
 from gdbstub.console import ConsoleError, Keyboard, serve_tcp
-from gdbstub.outcome import SUCCESS, USAGE, Outcome, UsageError, judge, summary
+from gdbstub.outcome import Outcome, judge, summary
 from gdbstub.outputs import Output, open_output, reader_is_gone
 from gdbstub.recording import Event, Recorder, Start, event_line, start_line
 from gdbstub.replay import Difference, Replay
@@ -34,6 +35,7 @@ from gdbstub.servedir import ServedFolder, open_copy
 from gdbstub.server import Server
 from gdbstub.session import Session
 from gdbstub.sessions import Sessions
+from gdbstub.status import SUCCESS, USAGE, UsageError
 from gdbstub.terminal import say, show_status
 from gdbstub.threads import ThreadChoice
 from gdbstub.tracefiles import TraceFolder
@@ -152,6 +154,7 @@ class Program:
                 self._lost = True
                 say(f"gdbstub: {path}: {error.strerror}; nothing more is written to it")
             elif not reader_is_gone(error):
+                self._lost = True
                 say(f"gdbstub: standard output: {error.strerror}")
             if path is None:
                 self._token.run_sync_soon(self.end)
@@ -313,22 +316,21 @@ class Program:
             self._recorder.note_end()
         if self._export is not None:
             self._export.close(self.probes.unfinished())
-        try:
-            if isinstance(stop, stops.ConsoleMatch) and options.snapshot is not None:
+        if isinstance(stop, stops.ConsoleMatch) and options.snapshot is not None:
+            with _writing(options.snapshot):
                 self.machine.save(options.snapshot)
-            outcome = judge(stop, self.machine.guest.crashed or self._halted_in_panic())
-            if self._lost and outcome.status == SUCCESS:
-                outcome = replace(outcome, status=USAGE)
-            if self._screen is not None and os.isatty(1) and not self.machine.console.text.endswith("\n"):
-                self._screen.write(b"\n")  # what is said next begins a line of its own
-            if options.summary is not None:
-                text = summary(self.machine, self.probes.status(), outcome)
-                if options.summary == "-":
-                    Output(1, void).write(text.encode())
-                else:
+        outcome = judge(stop, self.machine.guest.crashed or self._halted_in_panic())
+        if self._lost and outcome.status == SUCCESS:
+            outcome = replace(outcome, status=USAGE)
+        if self._screen is not None and os.isatty(1) and not self.machine.console.text.endswith("\n"):
+            self._screen.write(b"\n")  # what is said next begins a line of its own
+        if options.summary is not None:
+            text = summary(self.machine, self.probes.status(), outcome)
+            if options.summary == "-":
+                Output(1, void).write(text.encode())
+            else:
+                with _writing(options.summary):
                     Path(options.summary).write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise UsageError(f"{error.filename}: {(error.strerror or str(error)).lower()}") from error
         return outcome
 
     def _halted_in_panic(self) -> bool:
@@ -415,6 +417,14 @@ def void(_: object) -> None:
 def _host_folder(path: Path) -> ServedFolder:
     try:
         return ServedFolder(path)
+    except OSError as error:
+        raise UsageError(f"{path}: {(error.strerror or str(error)).lower()}") from error
+
+
+@contextmanager
+def _writing(path: Path | str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise UsageError(f"{path}: {(error.strerror or str(error)).lower()}") from error
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gdbstub.commands import Report
-from gdbstub.outcome import SUCCESS, UsageError
+from gdbstub.status import SUCCESS, UsageError
 from probes.report import Report as Summary
 from probes.report import records_of
 

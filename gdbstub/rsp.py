@@ -20,6 +20,9 @@ from typing import Final, Literal, TypeAlias
 MAX_PACKET: Final = 0x20000
 """Bytes between `$` and `#` that an end accepts by default: announced as PacketSize."""
 
+MONITOR_STATUS: Final = "monitor-status+"
+"""Our own feature word: a client that says it gets E01 after the text of a refused `qRcmd`, where gdb gets OK."""
+
 # --------------------------------------------------------------------------------------------------------------- events
 
 

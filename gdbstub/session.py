@@ -26,16 +26,13 @@ from gdbstub.files import FileError, FileTree
 from gdbstub.lldbpackets import LldbPackets
 from gdbstub.monitor import Answer, Monitor
 from gdbstub.packets import PacketError, PacketTable, packet, pair, unhex
-from gdbstub.rsp import MAX_PACKET, fit
+from gdbstub.rsp import MAX_PACKET, MONITOR_STATUS, fit
 from gdbstub.runpackets import RunPackets
 from gdbstub.targetpackets import StepBits, TargetPackets
 from gdbstub.threads import ThreadChoice
 from gdbstub.tracepackets import TracePackets
 from gdbstub.tracepoints import Tracing
 from probes import rawtext
-
-MONITOR_STATUS: Final = "monitor-status+"
-"""Our own feature word: a client that says it gets E01 after the text of a refused `qRcmd`, where gdb gets OK."""
 
 _AT_ONCE: Final = 32  # steps: in half a millisecond no client misses the server
 

@@ -149,6 +149,40 @@ def test_output_that_cannot_be_written_is_one_line(command: str, tmp_path: Path)
     assert (done.returncode, done.stderr) == (2, b"gdbstub: standard output: No space left on device\n")
 
 
+@pytest.mark.parametrize(
+    ("closed", "words", "status", "said"),
+    [
+        (">&-", "--help", 2, "gdbstub: standard output: Bad file descriptor\n"),
+        (">&-", "load embedded --no-listen --append calls=1", 2, "gdbstub: standard output: Bad file descriptor\n"),
+        (">&- <&-", "load embedded --no-listen --console none --append exit=0", 0, None),
+        (">/dev/full", "load embedded --no-listen --append exit=0", 2, None),
+        ("2>&- >/dev/null", "load embedded --no-listen --console none --append exit=0", 0, ""),
+        (">/dev/null 2>&- <&-", "boto", 2, ""),
+    ],
+)
+def test_standard_descriptors_that_are_closed_or_full(closed: str, words: str, status: int, said: str | None):
+    """Output that was asked for and is lost is status 2, not success; messages and input may be missing."""
+    command = f"exec {sys.executable} -m gdbstub {words} {closed}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, check=False, timeout=60)
+    assert done.returncode == status, done.stderr
+    assert said is None or done.stderr.decode() == said
+
+
+def test_a_summary_that_cannot_be_written_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    words = ["load", "embedded", "--no-listen", "--console", "none", "--append", "exit=0", "--summary", "/dev/full"]
+    assert main(words) == 2
+    assert "gdbstub: /dev/full: no space left on device" in capfd.readouterr().err
+
+
+def test_what_only_talks_loads_no_machine():
+    """Help and a monitor command are there at once: neither the engine nor the probe engine is imported."""
+    heavy = "sorted({'unicorn', 'capstone', 'drgn', 'trio', 'emu', 'probes'} & sys.modules.keys())"
+    script = f"import sys; from gdbstub import cli; cli.main(['monitor', '127.0.0.1:1', 'help']); print({heavy})"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False, timeout=60)
+    assert done.stdout == b"[]\n"
+    assert b"127.0.0.1:1: Connection refused" in done.stderr
+
+
 def test_wait_holds_the_guest_until_a_debugger_has_come_and_gone():
     """Visitors do not let it go."""
     with gdbstub(*IDLE, "--wait") as child:
