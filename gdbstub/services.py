@@ -126,7 +126,7 @@ class MachineInspector:
                 yield vaddr, page
 
     def _pic(self) -> list[str]:
-        return [f"{name}: {state}" for name, state in _flat("pic", self._machine.devices.pic.state())]
+        return self._machine.devices.pic.lines()
 
     def _timers(self) -> list[str]:
         clock = self._machine.clock
@@ -171,14 +171,6 @@ def disassembler(machine: GuestMachine) -> Callable[[int, int], Sequence[str]]:
 
 def _rights(page: Page) -> str:
     return ("u" if page.user else "-") + "r" + ("w" if page.writable else "-") + ("x" if page.executable else "-")
-
-
-def _flat(name: str, value: object) -> Iterator[tuple[str, object]]:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _flat(f"{name}.{key}", inner)
-    else:
-        yield name, value
 
 
 class GuestSystem:

@@ -56,6 +56,15 @@ class _Chip:
         self._cascade = cascade  # mask of inputs that come from another 8259A
         self.reset()
 
+    def describe(self) -> str:
+        """The registers by the datasheet's names, the lines and the modes."""
+        modes = ("auto_eoi", "auto_rotate", "special_mask", "special_nested", "poll")
+        on = "".join(", " + mode.replace("_", " ") for mode in modes if getattr(self, mode))
+        return (
+            f"IRR {self.irr:02x}, ISR {self.isr:02x}, IMR {self.imr:02x}, inputs {self.lines:02x}, level-triggered "
+            f"{self.elcr:02x}; vectors {self.vector:#x} to {self.vector + 7:#x}, IR{self.lowest} last{on}"
+        )
+
     def reset(self) -> None:
         self.lines = 0  # input levels
         self.elcr = 0  # which inputs are level-triggered
@@ -224,6 +233,10 @@ class Pic:
         else:
             self._master.set_line(line, level)
         self._update()
+
+    def lines(self) -> list[str]:
+        """One line a chip, for people: registers in hex, bit n for input n, and the modes that are on."""
+        return [f"pic {name}: {chip.describe()}" for name, chip in (("master", self._master), ("slave", self._slave))]
 
     def pending(self) -> bool:
         """Whether INTR is raised: some interrupt is to be delivered as soon as the processor takes one."""

@@ -310,6 +310,21 @@ def test_damaged_state_is_refused(pic: Pic) -> None:
         pic.load(state)
 
 
+def test_the_chips_are_described_by_their_registers() -> None:
+    """A request that waits behind the one in service, and a mode."""
+    pic = initialise(Pic())
+    pic.write(0x21, 1, 0)
+    pic.set_irq(0, True)
+    pic.acknowledge()
+    pic.set_irq(3, True)
+    pic.write(0x20, 1, 0x68)  # OCW3: special mask
+    master, slave = pic.lines()
+    assert master.startswith("pic master: IRR 08, ISR 01, IMR 00, inputs 09, level-triggered 00; vectors 0x30 to 0x37")
+    assert master.endswith(", IR7 last, special mask")
+    assert slave.startswith("pic slave: IRR 00, ISR 00, IMR ")
+    assert pic.lines() == [master, slave], "looking changes nothing"
+
+
 OPERATIONS = st.one_of(
     st.tuples(st.just("line"), st.integers(0, 15), st.booleans()),
     st.tuples(st.just("write"), st.sampled_from([0x20, 0x21, 0xA0, 0xA1, 0x4D0, 0x4D1]), st.integers(0, 255)),

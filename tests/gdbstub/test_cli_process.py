@@ -415,7 +415,7 @@ FACTS = [
     ("info registers", "rip ffffffff81"),
     ("info mem", " -rwx"),
     ("info tlb", "ffffffff80200000: 0000000000200000 -rwx 2048K"),
-    ("info pic", "pic."),
+    ("info pic", "pic slave: IRR "),
     ("info timers", "next timer in "),
     ("info stats", "virtual time "),
     ("xp/4xb 0x100000", "0000000000100000: 0x"),
