@@ -65,7 +65,7 @@ def test_a_script_has_the_machine_and_the_probes(bench: Bench) -> None:
         ("a = '\0'\n", ("a script.py: source code string cannot contain null bytes",)),
         (
             "probes.add('kprobe', 'p:x nothing_like_it')",
-            ("a script.py:1: ProbeError: Invalid probed address or symbol",),
+            ("a script.py:1: ProbeError: Invalid probed address or symbol", "  p:x nothing_like_it", "      ^"),
         ),
         ("raise SystemExit('enough')", ("a script.py: enough",)),
     ],
