@@ -136,7 +136,10 @@ def serve(
 
     thread = threading.Thread(target=run, name="server", daemon=True)
     thread.start()
-    served = started.get(timeout=LIMIT)
+    try:
+        served = started.get(timeout=LIMIT)
+    except queue.Empty:
+        raise TimeoutError(f"the server has not begun to listen within {LIMIT:.0f} seconds") from None
     if isinstance(served, BaseException):
         raise served
     try:

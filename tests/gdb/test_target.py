@@ -30,6 +30,12 @@ def address(session: GdbSession, expression: str) -> int:
     return int(session.evaluate(f"(unsigned long) {expression}"))
 
 
+def test_gdb_takes_the_machine_for_no_operating_systems_program(gdb: str, embedded: Embedded):
+    """By the description, whatever the file says: gdb looks for no libraries, system calls, signal frames of Linux."""
+    with gdb_session(embedded("loop").address, gdb=gdb) as session:
+        assert '(currently "none")' in session.execute("show osabi")
+
+
 def test_find_names_every_place(gdb: str, embedded: Embedded):
     """By the stub's own search: bytes that the wire escapes too; and the search ends where memory does."""
     served = embedded("calls=50 loop", waiting=True)

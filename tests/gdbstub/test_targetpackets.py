@@ -85,6 +85,7 @@ def test_description_is_served_in_parts(arch: Arch):
         if part[:1] == b"l":
             break
     assert document.decode() == target_xml(arch)
+    assert b"<osabi>none</osabi>" in document, "else gdb takes a kernel for a Linux program"
     assert ElementTree.fromstring(document).tag == "target"
 
 
